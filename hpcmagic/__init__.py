@@ -1,0 +1,89 @@
+"""hpcmagic: work on a supercomputer without leaving the notebook.
+
+General layout
+--------------
+Folders say where the code runs: ``notebook`` in your kernel, ``launch`` beside it, talking to the batch
+system; ``keeper`` in the job, one a session; ``engine`` as every rank; ``wire`` is what passes between them.
+Below lie ``profiles`` (what you ask for), ``rendezvous`` (the session's directory) and ``errors``.
+docs/how-it-works.md has the picture.
+
+Importing this package is light: what is heavy is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hpcmagic.errors import (
+    CellError,
+    ChannelError,
+    DataError,
+    HpcMagicError,
+    LaunchError,
+    NotEncrypted,
+    PeerLost,
+    ProfileError,
+    RankError,
+    SessionEnded,
+)
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.perrank import PerRank
+    from hpcmagic.notebook.session import Session, Status
+    from hpcmagic.notebook.start import dry_run, sessions, start
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "PerRank": "hpcmagic.notebook.perrank",
+    "Session": "hpcmagic.notebook.session",
+    "Status": "hpcmagic.notebook.session",
+    "dry_run": "hpcmagic.notebook.start",
+    "sessions": "hpcmagic.notebook.start",
+    "start": "hpcmagic.notebook.start",
+}
+
+__all__ = [
+    "CellError",
+    "ChannelError",
+    "DataError",
+    "HpcMagicError",
+    "LaunchError",
+    "NotEncrypted",
+    "PeerLost",
+    "PerRank",
+    "ProfileError",
+    "RankError",
+    "Session",
+    "SessionEnded",
+    "Status",
+    "dry_run",
+    "load_ipython_extension",
+    "sessions",
+    "start",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hpcmagic' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics: ``%load_ext hpcmagic``."""
+    from hpcmagic.notebook.magics import HpcMagics
+
+    shell.register_magics(HpcMagics(shell))
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take the magics away; sessions run on."""
+    from hpcmagic.notebook.magics import MAGICS
+
+    for kind, names in MAGICS.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)

@@ -1,0 +1,185 @@
+"""ipyparallel's engine and kernel as a rank runs them: no nanny, keys from files, interrupts that are safe.
+
+What differs from a stock engine, and why:
+
+- keys and addresses come from the session's directory, never from the environment or the command line;
+- the engine asks for its rank as its id, opens no listening port and keeps no heartbeat monitor: the agent
+  notices a dead keeper;
+- SIGINT raises only while a cell's own code is on the stack, so that no reply is lost;
+- a request of ours is answered without the 'busy' and 'idle' messages: its output travels in the reply.
+"""
+
+from __future__ import annotations
+
+import builtins
+import signal
+import sys
+import threading
+from typing import Any
+
+import ipyparallel.engine.app as ipp_engine
+from ipykernel.iostream import OutStream
+from ipyparallel.engine.kernel import IPythonParallelKernel
+from traitlets import Any as AnyTrait
+from traitlets import Type
+
+from hpcmagic.engine.cells import CellRunner, CellStream, RankShell, no_input, users_frame
+from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
+from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, from_frames, to_frames
+
+
+class _NoSubshells:
+    """Tells ipykernel 7 that this kernel runs everything in the main thread.
+
+    ipykernel reads `shell_channel_thread.parent_thread` for a top-level await; a stock engine has no such
+    thread, and the await then never returns.
+    """
+
+    parent_thread = threading.main_thread()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class RankKernel(IPythonParallelKernel):
+    """A kernel that also answers hpcmagic's requests."""
+
+    shell_class = Type(RankShell)
+    shell_channel_thread = AnyTrait(_NoSubshells())
+    _supports_kernel_subshells = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shell_handlers[REQUEST] = self.answer_request
+        self.control_handlers[INTERRUPT] = self.interrupt_main
+        self.cells = CellRunner(self.shell, self.engine_id, sys.__stderr__)
+        self._ours = False
+
+    async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer one message of the notebook's."""
+        reply = await self.cells.answer(from_frames(parent["buffers"]))
+        self.session.send(
+            stream, REPLY, {"status": "ok"}, parent=parent, ident=ident, buffers=to_frames(reply)
+        )
+
+    def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Interrupt the cell that runs in the main thread (called in the control thread)."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        self.session.send(stream, f"{INTERRUPT}_reply", {"status": "ok"}, parent=parent, ident=ident)
+
+    def on_sigint(self, _signal: int, frame: Any) -> None:
+        """Raise KeyboardInterrupt if a cell's code is running, and nowhere else."""
+        if users_frame(frame):
+            raise KeyboardInterrupt
+        if self.cells.task is not None:
+            self.io_loop.asyncio_loop.call_soon_threadsafe(self.cells.task.cancel)
+
+    def pre_handler_hook(self) -> None:
+        """Keep our SIGINT handler; the stock one may raise between cell and reply."""
+
+    def post_handler_hook(self) -> None:
+        """Nothing was changed."""
+
+    def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
+        """Note whether the request is one of ours."""
+        if channel == "shell":
+            self._ours = parent["header"]["msg_type"] == REQUEST
+        super().set_parent(ident, parent, channel)
+
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        if not (self._ours and channel == "shell"):
+            super()._publish_status(status, channel, parent)
+
+
+class PlainOutStream(OutStream):
+    """ipykernel's stream without its pipe on the file descriptor: C code writes to the rank's log."""
+
+    def __init__(self, session: Any, pub_thread: Any, name: str) -> None:
+        super().__init__(session, pub_thread, name, watchfd=False)
+
+
+ipp_engine.Kernel = RankKernel  # the one way in: the app names the class as a module global
+
+
+class RankEngine(ipp_engine.IPEngine):
+    """The engine application of one rank.
+
+    Parameters
+    ----------
+    directory, request, connection
+        The session's files.
+    rank
+        This rank; the id to ask for.
+    comm
+        MPI's COMM_WORLD, or None.
+    """
+
+    def __init__(
+        self,
+        directory: SessionDirectory,
+        request: Request,
+        connection: Connection,
+        rank: int,
+        comm: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.directory = directory
+        self.request = request
+        self.connection = connection
+        self.id = rank
+        self.comm = comm
+
+    def find_connection_file(self) -> None:
+        """Everything is in the session's directory."""
+
+    def load_connection_file(self) -> None:
+        """Take keys and addresses from the session's files."""
+        keys = load_key_pair(self.directory, "engine")
+        self.curve_publickey, self.curve_secretkey = keys.public, keys.secret
+        self.curve_serverkey = self.request.server_public.encode()
+        self.config.Session.key = load_signing_key(self.directory)
+        interface = f"tcp://{self.connection.host}"
+        self.location = self.connection.host
+        self.registration_url = f"{interface}:{self.connection.engine['registration']}"
+        self.connection_info = {**self.connection.engine, "interface": interface}
+        be_careful_client(self.context)
+        ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # as the stock method does
+        self.session = ipp_engine.Session(parent=self)
+
+    def init_engine(self) -> None:
+        """Skip the stock search for a connection file."""
+        sys.path.insert(0, "")
+        self.load_connection_file()
+        self.config.IPKernelApp.exec_lines = []
+        self.config.IPKernelApp.exec_files = []
+
+    def init_signal(self) -> None:
+        """Interrupts reach the kernel; SIGTERM ends the rank."""
+        signal.signal(signal.SIGINT, self.kernel.on_sigint)
+        signal.signal(signal.SIGTERM, self._signal_stop)
+
+    def redirect_output(self, iopub_socket: Any) -> None:
+        """Let a running cell collect what is printed."""
+        super().redirect_output(iopub_socket)
+        shell = self.kernel.shell
+        sys.stdout = CellStream("stdout", shell, sys.stdout)
+        sys.stderr = CellStream("stderr", shell, sys.stderr)
+        vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
+
+
+def engine_config(directory: SessionDirectory) -> Any:
+    """Give the configuration of a rank's engine."""
+    config = ipp_engine.Config()
+    config.ProfileDir.location = str(directory.path / "ipython")
+    config.IPEngine.enable_nanny = False
+    config.IPEngine.auto_create = True
+    config.IPEngine.max_heartbeat_misses = 0
+    config.IPEngine.timeout = 60.0
+    config.IPEngine.out_stream_factory = PlainOutStream
+    config.IPEngine.log_level = 40
+    config.RankEngine = config.IPEngine
+    config.InteractiveShell.colors = "NoColor"
+    config.HistoryManager.enabled = False
+    return config

@@ -1,0 +1,98 @@
+"""Every error that hpcmagic raises, as one tree; each says what happened and how to mend it.
+
+    HpcMagicError
+    ├── ProfileError        what was asked for: options, profiles, resources, the session's directory
+    ├── LaunchError         getting a job, or keeping it
+    │   └── SessionEnded    the session is over; its variables are gone
+    ├── ChannelError        the wire between the notebook and the ranks
+    │   ├── NotEncrypted    a peer would not speak CURVE with the session's keys
+    │   └── PeerLost        a rank or the keeper no longer answers
+    ├── DataError           a value that cannot travel
+    └── CellError           the cell's own code
+        └── RankError       what one or more ranks raised
+
+``str(error)`` has two lines: what happened with the actual values, then what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HpcMagicError(Exception):
+    """The root of all errors of hpcmagic.
+
+    Parameters
+    ----------
+    message
+        What happened, with the actual values; one line.
+    mend
+        What to do about it; one line, shown behind an arrow.
+    """
+
+    def __init__(self, message: str, mend: str = "") -> None:
+        super().__init__(message, mend)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}\n→ {self.mend}" if self.mend else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """Show IPython the two lines instead of our own frames."""
+        return f"{type(self).__name__}: {self}".splitlines()
+
+
+class ProfileError(HpcMagicError):
+    """What was asked for cannot be: an option, a profile, resources, the session's directory."""
+
+
+class LaunchError(HpcMagicError):
+    """The batch system gave no job, or the job did not become a session."""
+
+
+class SessionEnded(LaunchError):
+    """The session is over and its variables are gone."""
+
+
+class ChannelError(HpcMagicError):
+    """The wire between the notebook and the ranks failed."""
+
+
+class NotEncrypted(ChannelError):
+    """A peer would not speak CURVE with the session's own keys; nothing was sent to it."""
+
+
+class PeerLost(ChannelError):
+    """A rank or the keeper no longer answers."""
+
+
+class DataError(HpcMagicError):
+    """A value cannot travel between the notebook and the ranks."""
+
+
+class CellError(HpcMagicError):
+    """The cell's own code is at fault; no rank was bothered."""
+
+
+class RankError(CellError):
+    """One or more ranks raised.
+
+    Attributes
+    ----------
+    ranks
+        The ranks that raised, in order.
+    text
+        One short traceback per distinct error, with the ranks that raised it.
+    full
+        The whole traceback as the rank printed it, library frames included.
+    """
+
+    def __init__(self, text: str, ranks: Sequence[int], full: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.ranks = tuple(ranks)
+        self.full = full
+
+    def _render_traceback_(self) -> list[str]:
+        return self.text.splitlines()

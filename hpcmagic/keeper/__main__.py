@@ -1,0 +1,177 @@
+"""python -m hpcmagic.keeper DIRECTORY: the job's batch step, which holds one session.
+
+    1  read the request; start the ranks at once: they load while the controller opens its ports
+    2  wait until all are registered; a way that gives a wrong MPI world is given up for the next
+    3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it
+    4  write the cause into state.json, end the ranks, remove the keys
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpcmagic.keeper.ranks import NO_MPI, WRONG_WORLD, Ranks, Starter, expected_nodes, starters
+from hpcmagic.keeper.watch import Watch
+from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
+
+LOOK_MS = 250
+IPYTHON_FOLDERS = ("db", "log", "nbextensions", "pid", "security", "startup", "static")
+
+
+class Keeper:
+    """Holds one session from its first rank to its end."""
+
+    def __init__(self, directory: SessionDirectory, request: Request) -> None:
+        self.directory = directory
+        self.request = request
+        here = socket.gethostname().partition(".")[0]
+        self.state = KeeperState(
+            "starting", nodes=expected_nodes(request, os.environ, here), keeper_pid=os.getpid(), keeper_host=here
+        )
+        self.tell()
+        self.log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.ways: list[Starter] = starters(request, directory)
+        self.failed: list[str] = []
+        self.stopping = ""
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning before the walltime
+
+    def _on_term(self, *_: Any) -> None:
+        self.stopping = "stopped"
+
+    def tell(self, **changes: Any) -> None:
+        """Change the state and write it down."""
+        self.state = replace(self.state, **changes)
+        self.directory.write_record(self.directory.state, self.state)
+
+    def run(self) -> int:
+        """Hold the session; give the keeper's exit status."""
+        if not self.ways:
+            return self.end(f"no way to start the ranks with mpi = {self.request.mpi!r} was found on this node")
+        self.start_ranks()
+        from hpcmagic.keeper.controller import Controller, controller_config  # the ranks load meanwhile
+
+        host = listen_address(self.request)
+        self.controller = Controller(
+            self.directory, self.request, host, config=controller_config(self.directory, host)
+        )
+        self.controller.initialize([])
+        signal.signal(signal.SIGTERM, self._on_term)
+        self.controller.registered = self.look
+        self.watch = Watch(self.request.no_client_limit_s, time.monotonic())
+        self.controller.begin()
+        from tornado.ioloop import PeriodicCallback
+
+        PeriodicCallback(self.look, LOOK_MS).start()
+        self.cause = ""
+        self.controller.loop.start()
+        return self.end(self.cause)
+
+    def start_ranks(self) -> None:
+        """Start the ranks in the next way."""
+        way = self.ways.pop(0)
+        self.began_s = time.monotonic()
+        self.ranks = Ranks(way, self.request, self.log)
+        self.tell(starter=way.name, ranks=(), note="; ".join(self.failed))
+
+    def look(self) -> None:
+        """See how things stand; stop the loop when the session must end."""
+        try:
+            cause = self.stopping or self._look()
+        except OSError as error:
+            cause = f"the session's directory cannot be written: {error}"
+        if cause and not self.cause:
+            self.cause = cause
+            self.controller.loop.stop()
+
+    def _look(self) -> str:
+        status = self.ranks.ended()
+        if self.state.phase == "starting":
+            return self._look_starting(status)
+        if status is not None:
+            return f"the ranks ended ({status_words(status)})"
+        return self.watch.decide(
+            time.monotonic(), clients=len(self.controller.clients), busy=self.controller.busy()
+        )
+
+    def _look_starting(self, status: int | None) -> str:
+        late = time.monotonic() - self.began_s > self.request.start_timeout_s
+        if status is not None or late:
+            why = status_words(status) if status is not None else f"not ready within {self.request.start_timeout_s:g} s"
+            self.ranks.end()
+            self.failed.append(f"{self.ranks.starter.name}: {why}")
+            if not self.ways:
+                return "the ranks did not start: " + "; ".join(self.failed)
+            self.start_ranks()
+            return ""
+        ranks = self.controller.ranks()
+        if ranks == tuple(range(self.request.ntasks)):
+            way = self.ranks.starter
+            self.controller.heartmonitor_process.slow_down()
+            self.tell(phase="ready", ranks=ranks, world=self.request.ntasks if way.mpi else 0)
+        elif ranks != self.state.ranks:
+            self.tell(ranks=ranks)
+        return ""
+
+    def end(self, cause: str) -> int:
+        """Say why, end the ranks, forget the keys."""
+        self.tell(phase="ended", cause=cause)
+        if hasattr(self, "ranks"):
+            self.ranks.end()
+        self.directory.forget_keys()
+        return 0 if self.stopping or "no_client_limit" in cause else 1
+
+
+def status_words(status: int) -> str:
+    """Say an exit status in words."""
+    if status == WRONG_WORLD:
+        return "MPI's world had the wrong size"
+    if status == NO_MPI:
+        return "no MPI: mpi4py or its library cannot be loaded"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"
+
+
+def listen_address(request: Request) -> str:
+    """Give the address to listen on: loopback on this machine, else the one that routes to the notebook."""
+    if request.launcher != "slurm":
+        return "127.0.0.1"
+    if request.interface:
+        import psutil
+
+        addresses = psutil.net_if_addrs().get(request.interface, [])
+        return next(a.address for a in addresses if a.family == socket.AF_INET)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((request.submit_host, 9))  # sends nothing: it only asks the routing table
+            return str(probe.getsockname()[0])
+    except OSError:  # the nodes cannot resolve the notebook's host
+        return socket.gethostbyname(socket.gethostname())
+
+
+def main(path: str) -> None:
+    """Run the keeper of one session."""
+    os.umask(0o077)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65536), hard))
+    directory = SessionDirectory(Path(path))
+    for folder in IPYTHON_FOLDERS:
+        (directory.path / "ipython" / folder).mkdir(parents=True, exist_ok=True)
+    request = directory.read_record(directory.request, Request)
+    if request is None:
+        sys.exit(f"hpcmagic.keeper: {directory.request} is not there")
+    status = Keeper(directory, request).run()
+    os._exit(status)  # ZeroMQ's and ipyparallel's threads would linger
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

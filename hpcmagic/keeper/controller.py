@@ -1,0 +1,189 @@
+"""ipyparallel's controller inside the keeper's process: CURVE forced, peers known by key, one process.
+
+    notebook ─CURVE─► registration, mux, control, task, broadcast, iopub, notification ─CURVE─► ranks
+                                   │ inproc
+                              hub's monitor
+
+A stock controller is nine processes, some with ZeroMQ contexts of their own that no authenticator guards,
+and a hub that a stranger who knows the server's public key may ask for everything. Here all sockets live in
+one context with one authenticator (`wire.crypto.admit_only`), bound before the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipyparallel.controller.app as ipp_controller
+import zmq
+import zmq.utils.monitor
+from ipyparallel.controller.heartmonitor import HeartMonitor
+from tornado.ioloop import PeriodicCallback
+from zmq.eventloop.zmqstream import ZMQStream
+
+from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.crypto import (
+    PEERS,
+    SMALL_FRAME_LIMIT_NBYTES,
+    admit_only,
+    load_key_pair,
+    load_signing_key,
+)
+
+FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
+SLOW_BEAT_MS = 3000
+REFUSED_QUERIES = ("shutdown_request", "become_dask_request", "stop_distributed_request")
+LARGE_CHANNELS = ("mux", "task", "broadcast", "iopub")  # the ones that carry values
+
+
+class InLoopHeartMonitor(HeartMonitor):
+    """ipyparallel's heart monitor in the controller's own loop, process and context."""
+
+    def start(self) -> None:
+        """Begin to beat. The stock method waits for a subscription that this very loop would bring."""
+        self.pong_stream.on_recv(self.handle_pong)
+        self.tic = ipp_controller.time.monotonic()
+        self.caller = PeriodicCallback(self.beat, FAST_BEAT_MS)
+        self.caller.start()
+
+    def slow_down(self) -> None:
+        """Beat at the usual pace, once all ranks are in."""
+        self.caller.stop()
+        self.caller = PeriodicCallback(self.beat, SLOW_BEAT_MS)
+        self.caller.start()
+
+
+class Controller(ipp_controller.IPController):
+    """The controller of one session.
+
+    Parameters
+    ----------
+    directory, request
+        The session's files.
+    host
+        The address to listen on; never a wildcard.
+    """
+
+    def __init__(self, directory: SessionDirectory, request: Request, host: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.directory = directory
+        self.request = request
+        self.host = host
+        self.write_connection_files = False  # they would hold the signing key
+        self.clients_connected = 0
+        self.registered: Callable[[], None] = lambda: None
+
+    def initialize(self, argv: Any = None) -> None:
+        """Admit the session's own keys, then open the ports."""
+        keys = [load_key_pair(self.directory, who).public for who in PEERS]
+        self.authenticator = admit_only(self.context, keys)
+        super().initialize(argv)
+        self.clients = ClientCount(self.hub.notifier.socket, self.loop)
+        self.directory.write_record(
+            self.directory.connection, Connection(self.host, self._complete(self.engine_info), self._complete(self.client_info))
+        )
+
+    def _complete(self, channels: dict[str, Any]) -> dict[str, Any]:
+        """Add what ipyparallel's peers read beside the ports; the key is not among it."""
+        return {
+            **channels,
+            "location": self.host,
+            "ssh": "",
+            "pack": self.session.packer,
+            "unpack": self.session.unpacker,
+            "signature_scheme": self.session.signature_scheme,
+        }
+
+    def bind(self, socket: Any, url: str) -> Any:
+        """Bind a socket of the hub's own: nothing large comes this way."""
+        plain = getattr(socket, "socket", socket)
+        if not url.startswith("inproc:"):
+            plain.setsockopt(zmq.MAXMSGSIZE, SMALL_FRAME_LIMIT_NBYTES)
+        return super().bind(socket, url)
+
+    def init_hub(self) -> None:
+        """Make the hub, with its heart monitor in this loop and without queries that end the session."""
+        super().init_hub()
+        for query in REFUSED_QUERIES:
+            del self.hub.query_handlers[query]
+        self.heartmonitor_process = self._heart_monitor()
+        notice = self.hub.finish_registration
+
+        def finish_registration(heart: bytes) -> None:
+            notice(heart)
+            self.registered()
+
+        self.hub.finish_registration = finish_registration
+
+    def _heart_monitor(self) -> InLoopHeartMonitor:
+        ping, pong = self.context.socket(zmq.PUB), self.context.socket(zmq.ROUTER)
+        self.bind(ping, self.engine_url("hb_ping"))
+        self.bind(pong, self.engine_url("hb_pong"))
+        news = self.context.socket(zmq.PUB)
+        news.connect(self.monitor_url)
+        return InLoopHeartMonitor(
+            ping_stream=ZMQStream(ping, self.loop),
+            pong_stream=ZMQStream(pong, self.loop),
+            monitor_stream=ZMQStream(news, self.loop),
+            session=self.session,
+            log=self.log,
+            loop=self.loop,
+        )
+
+    def begin(self) -> None:
+        """Start the queues and the heartbeat; the caller runs the loop."""
+        for child in self.children:
+            child.start()
+        self.heartmonitor_process.start()
+
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that are registered and alive, in order."""
+        return tuple(sorted(self.hub.ids))
+
+    def busy(self) -> bool:
+        """Whether a cell runs or waits on any rank."""
+        return bool(self.hub.pending)
+
+
+class ClientCount:
+    """Counts the notebooks that are connected and have proved their key.
+
+    It listens to the events of the notification socket, which every client subscribes to and no rank does.
+    """
+
+    def __init__(self, notifier: Any, loop: Any) -> None:
+        self._open: set[int] = set()
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._stream = ZMQStream(notifier.get_monitor_socket(events), loop)
+        self._stream.on_recv(self._on_event)
+
+    def _on_event(self, message: list[bytes]) -> None:
+        event = zmq.utils.monitor.parse_monitor_message(message)
+        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._open.add(event["value"])
+        else:
+            self._open.discard(event["value"])
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def controller_config(directory: SessionDirectory, host: str) -> Any:
+    """Give the configuration of a session's controller."""
+    keys = load_key_pair(directory, "server")
+    config = ipp_controller.Config()
+    config.ProfileDir.location = str(directory.path / "ipython")
+    config.Session.key = load_signing_key(directory)
+    config.IPController.enable_curve = True
+    config.IPController.curve_publickey = keys.public
+    config.IPController.curve_secretkey = keys.secret
+    config.IPController.use_threads = True
+    config.IPController.monitor_transport = "inproc"
+    config.IPController.ip = host
+    config.IPController.location = host
+    config.IPController.db_class = "nodb"
+    config.IPController.log_level = 30
+    config.IPController.broadcast_scheduler_depth = 0
+    config.HeartMonitor.period = SLOW_BEAT_MS
+    config.Controller = config.IPController
+    return config

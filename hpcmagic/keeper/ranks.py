@@ -1,0 +1,184 @@
+"""Start, verify and end the ranks: srun with PMIx or PMI2, mpiexec, or plain processes.
+
+The ways are tried in order, until one gives a world of the size that was asked for:
+
+    slurm   srun --mpi=pmix · srun --mpi=pmi2 · mpiexec · srun without MPI
+    local   mpiexec · plain processes without MPI
+
+A rank that finds itself in a wrong world ends with an exit status of its own (engine/agent.py names them);
+srun and mpiexec pass it on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from hpcmagic.rendezvous import Request, SessionDirectory
+
+WRONG_WORLD = 78  # as engine/agent.py has them; keeper and engine never import one another
+NO_MPI = 79
+
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """One way to start the ranks."""
+
+    name: str
+    command: tuple[str, ...]
+    mpi: bool
+
+
+def starters(request: Request, directory: SessionDirectory) -> list[Starter]:
+    """Give the ways to start this session's ranks that can be tried here, best first."""
+    engine = (sys.executable, "-m", "hpcmagic.engine", str(directory.path))
+    plain = (*engine, "--no-mpi")
+    n = str(request.ntasks)
+    mpiexec = shutil.which("mpiexec")
+    found: list[Starter] = []
+    if request.launcher == "slurm":
+        srun = ("srun", f"--nodes={request.nodes}", f"--ntasks={n}", f"--cpus-per-task={request.cpus_per_task}",
+                "--kill-on-bad-exit=1", "--unbuffered", "--export=ALL")  # fmt: skip
+        plugins = mpi_plugins()
+        found += [
+            Starter(f"srun --mpi={plugin}", (*srun, f"--mpi={plugin}", *engine), mpi=True)
+            for plugin in ("pmix", "pmi2")
+            if plugin in plugins
+        ]
+        last = Starter("srun", (*srun, "--mpi=none", *plain), mpi=False)
+    else:
+        last = Starter("processes", plain, mpi=False)
+    if mpiexec:
+        found.append(Starter("mpiexec", (mpiexec, "-n", n, *engine), mpi=True))
+    return _chosen(request.mpi, found, last)
+
+
+def _chosen(mpi: str, with_mpi: list[Starter], without: Starter) -> list[Starter]:
+    """Narrow the ways to what the profile says."""
+    if mpi == "none" or (mpi == "auto" and importlib.util.find_spec("mpi4py") is None):
+        return [without]
+    if mpi == "auto":
+        return [*with_mpi, without]
+    return [s for s in with_mpi if s.name in (mpi, f"srun --mpi={mpi}")]
+
+
+def mpi_plugins() -> set[str]:
+    """Ask srun which MPI plugins this SLURM has."""
+    answer = subprocess.run(
+        ["srun", "--mpi=list"], capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+    )
+    return set(re.findall(r"[a-z0-9_]+", answer.stdout + answer.stderr))
+
+
+class Ranks:
+    """The processes of one attempt."""
+
+    def __init__(self, starter: Starter, request: Request, log: Any) -> None:
+        self.starter = starter
+        environment = rank_environment(os.environ, request)
+        count = request.ntasks if starter.name == "processes" else 1
+        self.processes = [
+            subprocess.Popen(
+                starter.command,
+                env={**environment, "HPCMAGIC_RANK": str(rank)} if count > 1 or starter.name == "processes" else environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            for rank in range(count)
+        ]
+
+    def ended(self) -> int | None:
+        """Give the exit status of the first process that has ended; None while all run."""
+        for process in self.processes:
+            status = process.poll()
+            if status is not None:
+                return status
+        return None
+
+    def end(self) -> None:
+        """End all ranks: first kindly, then not."""
+        for sign, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+            for process in self.processes:
+                if process.poll() is None:
+                    _signal_group(process, sign)
+            for process in self.processes:
+                try:
+                    process.wait(wait_s)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, sign)
+    except ProcessLookupError:
+        pass
+
+
+def rank_environment(environment: Mapping[str, str], request: Request) -> dict[str, str]:
+    """Give the ranks' environment: the job's, and what MPI must be told where it runs on one machine."""
+    told = {**environment, "HPCMAGIC_KEEPER_PID": str(os.getpid())}
+    told.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    if request.launcher != "slurm":
+        for name, value in LOCAL_MPI.items():
+            told.setdefault(name, value)
+    return told
+
+
+LOCAL_MPI = {  # Open MPI 4 and 5: more ranks than cores, also as root (a container), nothing bound, one host
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    "OMPI_MCA_plm_rsh_agent": "/bin/false",
+    "OMPI_MCA_oob_tcp_if_include": "lo",
+    "OMPI_MCA_btl": "self,vader",
+    "PRTE_ALLOW_RUN_AS_ROOT": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+}
+
+
+def hosts(nodelist: str) -> list[str]:
+    """Expand SLURM's node list.
+
+    >>> hosts("n[1-3,07],login")
+    ['n1', 'n2', 'n3', 'n07', 'login']
+    """
+    names: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodelist):
+        pieces = re.split(r"\[([^\]]*)\]", part)
+        choices = [[piece] if i % 2 == 0 else _numbers(piece) for i, piece in enumerate(pieces)]
+        names += ["".join(choice) for choice in product(*choices)]
+    return names
+
+
+def _numbers(ranges: str) -> list[str]:
+    out: list[str] = []
+    for item in ranges.split(","):
+        low, _, high = item.partition("-")
+        out += [f"{n:0{len(low)}d}" for n in range(int(low), int(high or low) + 1)]
+    return out
+
+
+def expected_nodes(request: Request, environment: Mapping[str, str], here: str) -> tuple[str, ...]:
+    """Give the node that each rank should be on (SLURM's default distribution: block)."""
+    names = hosts(environment.get("SLURM_JOB_NODELIST", "")) or [here]
+    per_node = -(-request.ntasks // len(names))
+    return tuple(names[min(rank // per_node, len(names) - 1)] for rank in range(request.ntasks))

@@ -1,0 +1,1 @@
+"""Talks to the batch system, from the kernel's side."""

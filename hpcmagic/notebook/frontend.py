@@ -1,0 +1,48 @@
+"""What the front end tells: which notebook this is, and whether a person sits at it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpcmagic.rendezvous import slug
+
+
+def shell() -> Any:
+    """Give IPython's shell, or None in a plain script."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def notebook_path() -> Path | None:
+    """Give the notebook's path where the front end tells it (Jupyter Server, VS Code)."""
+    told = os.environ.get("JPY_SESSION_NAME")
+    if not told and shell() is not None:
+        told = shell().user_ns.get("__vsc_ipynb_file__")
+    return Path(told) if told and told.endswith(".ipynb") else None
+
+
+def notebook_identity() -> dict[str, int]:
+    """Give the notebook file's device and inode: they stay when it is renamed."""
+    path = notebook_path()
+    if path is None or not path.is_file():
+        return {}
+    info = path.stat()
+    return {"device": info.st_dev, "inode": info.st_ino}
+
+
+def session_name() -> tuple[str, bool]:
+    """Give a name for this notebook's session, and whether the notebook's path made it."""
+    path = notebook_path()
+    if path is not None:
+        return slug(str(path.with_suffix(""))), True
+    return f"session-{secrets.token_hex(2)}", False
+
+
+def unattended() -> bool:
+    """Whether this kernel has nobody who could answer: nbclient and papermill allow no input."""
+    kernel = getattr(shell(), "kernel", None)
+    return kernel is not None and not getattr(kernel, "_allow_stdin", True)

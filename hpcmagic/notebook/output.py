@@ -1,0 +1,231 @@
+"""What ranks print, show and raise → folded output in the cell, in rank order.
+
+Lines that ranks have in common are printed once, `[0-3] ready`; between them each rank's own lines stay
+together, lowest rank first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hpcmagic.errors import RankError
+from hpcmagic.notebook.perrank import PerRank, StaysOnRank, rank_set
+from hpcmagic.wire.messages import Output, Raised, Reply
+
+FOLDED_LINES = 2000  # longer outputs are compared as a whole: finding common lines grows with the square
+FOLDED_TEXTS = 16
+FRAME_LINES = 12
+
+
+def fold(texts: Mapping[int, str], *, labels: bool = True) -> str:
+    """Merge the ranks' texts into one.
+
+    >>> print(fold({0: "a\\nok\\n", 1: "b\\nok\\n"}), end="")
+    [0] a
+    [1] b
+    [0-1] ok
+    """
+    groups: dict[str, list[int]] = {}
+    for rank in sorted(texts):
+        if texts[rank]:
+            groups.setdefault(texts[rank], []).append(rank)
+    bodies = [(text.splitlines(), ranks) for text, ranks in groups.items()]
+    if len(bodies) > FOLDED_TEXTS or any(len(lines) > FOLDED_LINES for lines, _ in bodies):
+        merged = [(line, ranks) for lines, ranks in bodies for line in lines]
+    else:
+        merged = list(_aligned(bodies))
+    return "".join(f"[{rank_set(ranks)}] {line}\n" if labels else f"{line}\n" for line, ranks in merged)
+
+
+def _aligned(bodies: Sequence[tuple[list[str], list[int]]]) -> Iterable[tuple[str, list[int]]]:
+    """Give the lines in order, those that all have in common once."""
+    if not bodies:
+        return
+    common = bodies[0][0]
+    for lines, _ in bodies[1:]:
+        blocks = difflib.SequenceMatcher(None, common, lines, autojunk=False).get_matching_blocks()
+        common = [line for block in blocks for line in common[block.a : block.a + block.size]]
+    everyone = [rank for _, ranks in bodies for rank in ranks]
+    at = [0] * len(bodies)
+    for anchor in (*common, None):
+        pieces: dict[tuple[str, ...], list[int]] = {}
+        for number, (lines, ranks) in enumerate(bodies):
+            end = len(lines) if anchor is None else lines.index(anchor, at[number])
+            pieces.setdefault(tuple(lines[at[number] : end]), []).extend(ranks)
+            at[number] = end + 1
+        for piece, ranks in pieces.items():
+            yield from ((line, ranks) for line in piece)
+        if anchor is not None:
+            yield anchor, everyone
+
+
+def show(replies: Sequence[Reply], *, labels: bool) -> None:
+    """Print and display what a cell's ranks put out, in their order of text and displays."""
+    sections = {reply.rank: list(_sections(reply.outputs)) for reply in replies}
+    for number in range(max(map(len, sections.values()), default=0)):
+        there = {rank: parts[number] for rank, parts in sections.items() if number < len(parts)}
+        for kind, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            text = fold({rank: part[kind] for rank, part in there.items()}, labels=labels)
+            if text:
+                stream.write(text)
+                stream.flush()
+        _show_displays({rank: part["display"] for rank, part in there.items() if part["display"]}, labels=labels)
+
+
+def _sections(outputs: Iterable[Output]) -> Iterable[dict[str, Any]]:
+    """Cut a rank's outputs into texts, each with the display that follows it."""
+    section: dict[str, Any] = {"stdout": "", "stderr": "", "display": None}
+    for output in outputs:
+        if output.kind == "display":
+            section["display"] = output
+            yield section
+            section = {"stdout": "", "stderr": "", "display": None}
+        else:
+            section[output.kind] += output.text
+    yield section
+
+
+def _show_displays(displays: Mapping[int, Output], *, labels: bool) -> None:
+    groups: dict[str, tuple[Output, list[int]]] = {}
+    for rank, output in displays.items():
+        groups.setdefault(repr(output.data), (output, []))[1].append(rank)
+    for output, ranks in groups.values():
+        if labels:
+            print(f"[{rank_set(ranks)}]")
+        _publish(output.data, output.metadata)
+
+
+def _publish(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    from IPython.core.getipython import get_ipython
+    from IPython.display import publish_display_data
+
+    if get_ipython() is None:
+        print(data.get("text/plain", ""))
+    else:
+        publish_display_data(dict(data), metadata=dict(metadata))
+
+
+def values(replies: Sequence[Reply]) -> PerRank | None:
+    """Give the ranks' last values; None where no rank had one."""
+    if not any(reply.has_value for reply in replies):
+        return None
+    return PerRank({reply.rank: _value(reply) for reply in replies})
+
+
+def _value(reply: Reply) -> Any:
+    if not reply.has_value:
+        return None
+    if reply.value is None:
+        return StaysOnRank(reply.rank, reply.described)
+    try:
+        return reply.value.load()
+    except Exception as error:  # noqa: BLE001  # a module that only the ranks have, a class of their own
+        return StaysOnRank(reply.rank, f"a value that cannot be loaded here ({type(error).__name__}: {error})")
+
+
+def rank_error(replies: Sequence[Reply], *, size: int) -> RankError | None:
+    """Give the error of a cell: one short traceback per distinct error with its ranks; None if all went well."""
+    groups: dict[Any, list[tuple[int, Raised]]] = {}
+    for reply in replies:
+        if reply.raised is not None:
+            raised = reply.raised
+            groups.setdefault((raised.name, raised.frames), []).append((reply.rank, raised))
+    if not groups:
+        return None
+    blocks = [_error_block(members, size) for members in groups.values()]
+    ranks = sorted(rank for members in groups.values() for rank, _ in members)
+    full = "\n".join(f"[{rank}]\n{raised.full}" for members in groups.values() for rank, raised in members[:1])
+    return RankError("\n".join(blocks), ranks, full)
+
+
+def _error_block(members: Sequence[tuple[int, Raised]], size: int) -> str:
+    name, frames = members[0][1].name, members[0][1].frames
+    ranks = [rank for rank, _ in members]
+    where = "" if size == 1 else f" on rank {ranks[0]}" if len(ranks) == 1 else f" on ranks {rank_set(ranks)}"
+    if len(ranks) == size > 1:
+        where = f" on all {size} ranks"
+    texts: dict[str, list[int]] = {}
+    for rank, raised in members:
+        texts.setdefault(raised.text, []).append(rank)
+    if len(texts) == 1:
+        lines = [f"{name}{where}: {next(iter(texts))}"]
+    else:
+        lines = [f"{name}{where}:", *(f"  [{rank_set(r)}] {text}" for text, r in list(texts.items())[:8])]
+    for frame in frames[-FRAME_LINES:]:
+        inside = f" in {frame.function}" if frame.function not in ("<module>", "") else ""
+        lines.append(f"  {frame.where}{inside}:  {frame.source}")
+    return "\n".join(lines)
+
+
+class StatusLine:
+    """One line that is updated in place: in a notebook, in a terminal, and sparingly where neither is."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+        self._handle: Any = None
+        self._tty = sys.stdout.isatty()
+
+    def update(self, text: str) -> None:
+        """Show a text instead of the last one."""
+        if text == self._shown:
+            return
+        self._shown = text
+        if in_notebook():
+            from IPython.display import display
+
+            if self._handle is None:
+                self._handle = display({"text/plain": text}, raw=True, display_id=True)
+            else:
+                self._handle.update({"text/plain": text}, raw=True)
+        elif self._tty:
+            sys.stdout.write(f"\r\x1b[2K{text}")
+            sys.stdout.flush()
+
+    def finish(self, text: str) -> None:
+        """Show the last text, for good."""
+        if in_notebook():
+            self.update(text)
+        else:
+            sys.stdout.write(f"\r\x1b[2K{text}\n" if self._tty else f"{text}\n")
+            sys.stdout.flush()
+
+
+def quiet(text: str) -> None:
+    """Show one line in grey."""
+    if in_notebook():
+        page = f'<span style="color: var(--jp-ui-font-color2, gray); font-size: 85%">{html.escape(text)}</span>'
+        _publish({"text/plain": text, "text/html": page}, {})
+    else:
+        print(f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text)
+
+
+def in_notebook() -> bool:
+    """Whether an ipykernel runs us: it can update displays."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as people read it.
+
+    >>> clock(0.25), clock(75), clock(7265)
+    ('0.25 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24} h"
+
+
+def time_of_day(in_s: float) -> str:
+    """Give the local time in so many seconds."""
+    when = time.localtime(time.time() + in_s)
+    return time.strftime("%H:%M" if in_s < 72000 else "%a %H:%M", when)

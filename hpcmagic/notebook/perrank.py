@@ -1,0 +1,110 @@
+"""One value a rank, shown folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hpcmagic.errors import DataError
+
+SHOWN = 32  # distinct values that a display shows before it says how many more there are
+
+
+def rank_set(ranks: Iterable[int]) -> str:
+    """Write ranks as SLURM writes nodes.
+
+    >>> rank_set([0, 1, 2, 5])
+    '0-2,5'
+    """
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+class StaysOnRank:
+    """Stands in for a value that was not sent: too large, or not to be pickled."""
+
+    def __init__(self, rank: int, described: str) -> None:
+        self.rank = rank
+        self.described = described
+
+    def __repr__(self) -> str:
+        return f"<{self.described}; stays on its rank: bind it to a name and `%pull` that>"
+
+
+class PerRank(Sequence[Any]):
+    """What each rank gave: a sequence indexed by rank.
+
+    Parameters
+    ----------
+    values
+        Value by rank.
+    """
+
+    def __init__(self, values: Mapping[int, Any]) -> None:
+        self._values = dict(sorted(values.items()))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that gave a value, in order."""
+        return tuple(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values.values())
+
+    def __getitem__(self, rank: Any) -> Any:
+        """Give the value of a rank; a slice or a negative number counts within the ranks there are."""
+        if isinstance(rank, slice) or rank < 0:
+            return list(self._values.values())[rank]
+        try:
+            return self._values[rank]
+        except KeyError:
+            raise IndexError(f"no value of rank {rank}; there are those of {rank_set(self._values)}") from None
+
+    def same(self) -> Any:
+        """Give the one value that all ranks hold.
+
+        Raises
+        ------
+        DataError
+            The ranks differ; it names who.
+        """
+        groups = self._groups()
+        if len(groups) != 1:
+            shown = "; ".join(f"ranks {rank_set(r)}: {_short(text)}" for text, r in list(groups.items())[:4])
+            raise DataError(f"The ranks hold different values: {shown}.", "Index by rank, e.g. `result[0]`.")
+        return next(iter(self))
+
+    def _groups(self) -> dict[str, list[int]]:
+        """Give the ranks by what they show, in order of their lowest rank."""
+        groups: dict[str, list[int]] = {}
+        for rank, value in self._values.items():
+            groups.setdefault(repr(value), []).append(rank)
+        return groups
+
+    def __repr__(self) -> str:
+        lines = []
+        groups = self._groups()
+        for text, ranks in list(groups.items())[:SHOWN]:
+            label = f"[{rank_set(ranks)}] "
+            lines.append(label + text.replace("\n", "\n" + " " * len(label)))
+        if len(groups) > SHOWN:
+            lines.append(f"… and {len(groups) - SHOWN} more")
+        return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: FBT001  # IPython's signature
+        for number, line in enumerate(repr(self).splitlines()):
+            if number:
+                printer.break_()
+            printer.text("PerRank(...)" if cycle else line)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"

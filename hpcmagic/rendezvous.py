@@ -1,0 +1,228 @@
+"""Where both sides meet: every file of a session's directory by name, with its modes checked.
+
+    <session_dir>/<session>/        0700, every file 0600
+        request.json                what the keeper and the engines are told   (kernel writes)
+        job.json                    which job it is                            (kernel writes)
+        job.sh                      the script as it was submitted             (kernel writes)
+        server.key client.key       key pairs of the keeper and of the notebooks
+        engine.key signing.key      key pair of the ranks; ipyparallel's message key
+        connection.json             where the controller listens               (keeper writes)
+        state.json                  the keeper's word on how things stand      (keeper writes)
+        job.log                     what the keeper and srun say
+        ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from hpcmagic.errors import LaunchError, ProfileError
+
+T = TypeVar("T")
+
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+ENDED_KEPT = 20  # directories of ended sessions that stay readable
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the keeper and the engines are told; compute nodes read no other configuration."""
+
+    session: str
+    launcher: str
+    ntasks: int
+    nodes: int
+    ntasks_per_node: int
+    cpus_per_task: int
+    mpi: str  # auto | pmix | pmi2 | mpiexec | none
+    interface: str  # network interface to listen on; "" = the one that routes to submit_host
+    submit_host: str
+    no_client_limit_s: float  # 0 = as long as the job
+    start_timeout_s: float
+    server_public: str
+    client_public: str
+    engine_public: str
+    resources: dict[str, Any] = field(default_factory=dict)  # as asked for, to compare later
+    notebook: dict[str, int] = field(default_factory=dict)  # device and inode, to survive a rename
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Which job a session is."""
+
+    launcher: str
+    job_id: str
+    submitted: float  # seconds since the epoch, for people to read
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperState:
+    """The keeper's word on how things stand."""
+
+    phase: str  # starting | ready | ended
+    ranks: tuple[int, ...] = ()  # connected
+    nodes: tuple[str, ...] = ()  # by rank: the node each rank is, or should be, on
+    world: int = 0  # verified size of MPI.COMM_WORLD; 0 = no MPI
+    starter: str = ""  # how the ranks were started
+    note: str = ""  # e.g. why there is no MPI
+    cause: str = ""  # of the end
+    keeper_pid: int = 0
+    keeper_host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the controller listens. No secret: keys have files of their own."""
+
+    host: str
+    engine: dict[str, Any]  # channel → port, as ipyparallel names them
+    client: dict[str, Any]
+
+
+def slug(name: str) -> str:
+    """Give the directory's name for a session: readable, unique, no path inside."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name).strip("-.")[:40]
+    if readable == name:
+        return name
+    return f"{readable or 'session'}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+class SessionDirectory:
+    """One session's directory; owns every file name in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.request = path / "request.json"
+        self.job = path / "job.json"
+        self.script = path / "job.sh"
+        self.connection = path / "connection.json"
+        self.state = path / "state.json"
+        self.log = path / "job.log"
+        self.ranks = path / "ranks"
+
+    def __repr__(self) -> str:
+        return f"SessionDirectory({str(self.path)!r})"
+
+    def key(self, who: str) -> Path:
+        """Private keys lie only in files named ``*.key``."""
+        return self.path / f"{who}.key"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank prints outside of cells, and beyond a cell's limit."""
+        return self.ranks / f"rank-{rank}.log"
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the directory, or raise FileExistsError when another kernel was quicker."""
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
+            require_private(path.parent)
+            path.mkdir(mode=PRIVATE_DIR)
+            (path / "ranks").mkdir(mode=PRIVATE_DIR)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Check that nobody else may look inside, and use it.
+
+        Raises
+        ------
+        ProfileError
+            The directory or a file in it is open to others.
+        """
+        require_private(path)
+        for entry in path.iterdir():
+            require_private(entry)
+        return cls(path)
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace a file in one step; a reader sees the old or the new, never a half."""
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        with disk_errors(path):
+            try:
+                with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as out:
+                    out.write(text)
+                fresh.replace(path)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+
+    def write_record(self, path: Path, record: Any) -> None:
+        """Write a dataclass as JSON."""
+        self.write(path, json.dumps(asdict(record), indent=1))
+
+    def read_record(self, path: Path, kind: type[T]) -> T | None:
+        """Read what `write_record` wrote; None while it is not there."""
+        os.scandir(path.parent).close()  # NFS: look the name up anew, an absence may be cached
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # T is always a dataclass
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
+        return kind(**values)
+
+    def forget_keys(self) -> None:
+        """Remove the private keys: an ended session has no use for them."""
+        for path in self.path.glob("*.key"):
+            path.unlink(missing_ok=True)
+
+    def put_aside(self) -> None:
+        """Move an ended session's directory away, so that its name is free and its log readable."""
+        self.forget_keys()
+        shelf = self.path.parent / "ended"
+        shelf.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+        number = 1 + max((int(p.name.rpartition("~")[2]) for p in shelf.glob("*~[0-9]*")), default=0)
+        self.path.rename(shelf / f"{self.path.name}~{number}")
+        for old in sorted(shelf.glob("*~[0-9]*"), key=lambda p: int(p.name.rpartition("~")[2]))[:-ENDED_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def require_private(path: Path) -> None:
+    """Refuse a path that another user owns or may read.
+
+    Raises
+    ------
+    ProfileError
+        With the modes found and the line that mends them.
+    """
+    info = path.lstat()
+    mode = stat.S_IMODE(info.st_mode)
+    if info.st_uid != os.getuid():
+        raise ProfileError(
+            f"{path} belongs to user {info.st_uid}, not to you ({os.getuid()}).",
+            "Name a directory of your own as `session_dir` in your profile.",
+        )
+    if stat.S_ISLNK(info.st_mode):
+        raise ProfileError(f"{path} is a symbolic link.", "Name the directory itself as `session_dir`.")
+    if mode & 0o077:
+        wanted = "700" if stat.S_ISDIR(info.st_mode) else "600"
+        raise ProfileError(
+            f"{path} has mode {mode:04o}: others on this system could read the session's keys.",
+            f"Close it with `chmod {wanted} {path}`, or name another `session_dir` in your profile.",
+        )
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say a disk's errors in two lines."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise LaunchError(
+            f"Cannot write the session's directory {path}: {error.strerror}.",
+            "Free some space or quota there, or name another `session_dir` in your profile.",
+        ) from error

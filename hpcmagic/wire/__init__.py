@@ -1,0 +1,1 @@
+"""What passes between the notebook, the keeper and the ranks."""

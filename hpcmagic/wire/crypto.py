@@ -1,0 +1,135 @@
+"""ALL cryptography of hpcmagic: make and store keys, admit peers by key, verify that a socket is encrypted.
+
+Nothing here is an algorithm of our own. The control path is ZeroMQ's CURVE (CurveZMQ, RFC 26: Curve25519,
+XSalsa20, Poly1305) on every TCP socket, and ZAP (RFC 27) decides which public keys may connect:
+
+    who            its key pair      who may know the secret
+    keeper         server.key        the session's user
+    notebooks      client.key        the session's user
+    ranks          engine.key        the session's user
+
+All three pairs are made for one session, lie in 0600 files in a 0700 directory, and are removed at its end.
+Servers admit just these three public keys. The model and its limits: docs/security.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
+
+from hpcmagic.errors import NotEncrypted
+from hpcmagic.rendezvous import SessionDirectory, require_private
+
+PEERS = ("server", "client", "engine")
+
+ZAP_DOMAIN = b"hpcmagic"
+HANDSHAKE_MS = 5_000  # a peer that has not proved its key by then is cut off
+HEARTBEAT_MS = 10_000  # ZMTP pings: a vanished peer is noticed though TCP says nothing
+HEARTBEAT_TIMEOUT_MS = 60_000
+FRAME_LIMIT_NBYTES = 320 << 20  # a frame's largest size on the ports that carry values (256 MB and room)
+SMALL_FRAME_LIMIT_NBYTES = 4 << 20  # … and on those that never do
+BACKLOG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A CURVE key pair, Z85 text. The secret never shows in a repr."""
+
+    public: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"KeyPair(public={self.public!r}, secret=***)"
+
+
+def make_keys(directory: SessionDirectory) -> dict[str, bytes]:
+    """Make a session's key pairs and its signing key, store them; give the public keys by peer."""
+    public_keys = {}
+    for who in PEERS:
+        public, secret = zmq.curve_keypair()
+        directory.write(directory.key(who), f"{public.decode()}\n{secret.decode()}\n")
+        public_keys[who] = public
+    directory.write(directory.key("signing"), secrets.token_hex(32))
+    return public_keys
+
+
+def load_key_pair(directory: SessionDirectory, who: str) -> KeyPair:
+    """Read a key pair; refuses a file that others may read."""
+    path = directory.key(who)
+    require_private(path)
+    public, secret = path.read_bytes().split()
+    return KeyPair(public, secret)
+
+
+def load_signing_key(directory: SessionDirectory) -> bytes:
+    """Read the key that signs ipyparallel's messages (HMAC-SHA256)."""
+    path = directory.key("signing")
+    require_private(path)
+    return path.read_bytes()
+
+
+class _KnownKeys:
+    """The public keys that a server admits, in the form that pyzmq's authenticator asks for."""
+
+    def __init__(self, public_keys: Iterable[bytes]) -> None:
+        self.public_keys = frozenset(public_keys)
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Whether the peer with this public key (Z85) may connect."""
+        return key in self.public_keys
+
+
+def admit_only(context: zmq.Context[Any], public_keys: Iterable[bytes]) -> ThreadAuthenticator:
+    """Make every server socket of a context refuse all peers but those with these public keys.
+
+    Must be called before any socket of the context is bound: libzmq asks nobody where no authenticator
+    is, hence the enforced domain, with which such a socket refuses everyone. The caller keeps the result.
+    """
+    for option, value in (
+        (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
+        (zmq.ZAP_ENFORCE_DOMAIN, 1),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.MAXMSGSIZE, FRAME_LIMIT_NBYTES),
+        (zmq.BACKLOG, BACKLOG),
+    ):
+        context.setsockopt(option, value)
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve_callback(domain="*", credentials_provider=_KnownKeys(public_keys))
+    return authenticator
+
+
+def be_careful_client(context: zmq.Context[Any]) -> None:
+    """Give the sockets of a connecting side the same pings and limits; it trusts only the server's key."""
+    context.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    context.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    context.setsockopt(zmq.MAXMSGSIZE, FRAME_LIMIT_NBYTES)
+
+
+def require_encrypted(socket: zmq.Socket[Any], server_public: bytes) -> None:
+    """Refuse a connecting socket that does not speak CURVE to the session's own keeper.
+
+    Raises
+    ------
+    NotEncrypted
+        The socket's mechanism is not CURVE, or it trusts another server's key.
+    """
+    mechanism = socket.getsockopt(zmq.MECHANISM)
+    if mechanism != zmq.CURVE:
+        raise NotEncrypted(
+            f"A socket to the session speaks {zmq.SecurityMechanism(mechanism).name}, not CURVE.",
+            "Stop the session with `%hpc stop` and start it again; report this if it stays.",
+        )
+    if socket.getsockopt(zmq.CURVE_SERVERKEY) != server_public:
+        raise NotEncrypted(
+            "A socket to the session trusts a key that is not the session's own.",
+            "Stop the session with `%hpc stop` and start it again.",
+        )

@@ -1,0 +1,123 @@
+"""Every message between the notebook and the ranks, as a frozen dataclass; to frames and back.
+
+A message travels as one ZeroMQ multipart message through ipyparallel's controller:
+
+    ipyparallel's envelope (signed, CURVE)  ·  pickle of the dataclass  ·  its buffers …
+
+Values of the user's are pickled apart (`Pickled`), so that one that cannot be loaded spoils no message.
+Loading a pickle runs code: only peers that the session's keys admit get this far (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+REQUEST = "hpcmagic_request"  # message types in ipyparallel's envelope
+REPLY = "hpcmagic_reply"
+INTERRUPT = "hpcmagic_interrupt"
+
+VALUE_LIMIT_NBYTES = 10_000_000  # a larger value stays on its rank and is described
+OUTPUT_LIMIT_NBYTES = 1_000_000  # a cell's output beyond this goes to the rank's log only
+
+
+@dataclass(frozen=True, slots=True)
+class Pickled:
+    """A user's value, pickled with protocol 5; `buffers` are its large parts, not copied."""
+
+    body: bytes
+    buffers: tuple[Any, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the value on the wire."""
+        return len(self.body) + sum(memoryview(b).nbytes for b in self.buffers)
+
+    def load(self) -> Any:
+        """Unpickle into memory of the value's own, so that its arrays can be written to."""
+        return pickle.loads(self.body, buffers=[bytearray(b) for b in self.buffers])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Let a message's pickle leave the parts out: each becomes a frame of its own."""
+        parts = [pickle.PickleBuffer(part) for part in (self.body, *self.buffers)]
+        return Pickled, (parts[0], tuple(parts[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class RunCell:
+    """Run a cell's source; `first_line` is the line of the notebook's cell it starts at."""
+
+    source: str
+    name: str  # shown in tracebacks, e.g. "cell 3"
+    first_line: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Bind names to values on the rank."""
+
+    values: dict[str, Pickled]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send the values of names back, whatever their size."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One piece of what a cell printed or displayed, in order."""
+
+    kind: str  # stdout | stderr | display
+    text: str = ""
+    data: dict[str, Any] = field(default_factory=dict)  # a display's MIME bundle
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One line of a short traceback."""
+
+    where: str  # "cell 3, line 2" or "file.py:12"
+    function: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a rank raised."""
+
+    name: str
+    text: str
+    frames: tuple[Frame, ...]
+    full: str  # the whole traceback
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A rank's answer to any request."""
+
+    rank: int
+    outputs: tuple[Output, ...] = ()
+    has_value: bool = False  # the last statement was an expression that gave something
+    value: Pickled | None = None
+    described: str = ""  # of a value that stays on its rank: type, shape, size
+    pulled: dict[str, Pickled] = field(default_factory=dict)
+    raised: Raised | None = None
+    elapsed_s: float = 0.0
+
+
+def to_frames(message: Any) -> list[Any]:
+    """Give the frames of a message; a value's buffers are not copied."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    return [body, *(b.raw() for b in buffers)]
+
+
+def from_frames(frames: Sequence[Any]) -> Any:
+    """Give the message back. Its buffers are views of the frames."""
+    return pickle.loads(frames[0], buffers=frames[1:])
