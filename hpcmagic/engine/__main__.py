@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.engine.agent import Agent, NO_MPI, WRONG_WORLD
+from hpcmagic.engine.agent import NO_MPI, WRONG_WORLD, Agent
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 
 RANK_VARIABLES = ("HPCMAGIC_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -40,7 +41,8 @@ def main(path: str) -> None:
     engine = RankEngine(directory, request, connection, rank, comm, config=engine_config(directory))
     engine.initialize([])
     agent.start()
-    engine.start()
+    with contextlib.suppress(SystemExit):
+        engine.start()
     leave(comm)
 
 
@@ -85,10 +87,12 @@ def wait_for_connection(directory: SessionDirectory, agent: Agent) -> Connection
 
 
 def leave(comm: Any) -> None:
-    """End the process without waiting for ranks that may hang in a collective."""
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    if comm is None:
-        os._exit(0)
+    """End the process: MPI in order, ZeroMQ's threads not waited for."""
+    if comm is not None:
+        from mpi4py import MPI
+
+        MPI.Finalize()
+    os._exit(0)
 
 
 if __name__ == "__main__":

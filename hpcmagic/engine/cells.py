@@ -375,7 +375,3 @@ def no_input(prompt: str = "") -> str:
     """Replace input() on a rank: nobody sits there."""
     raise RuntimeError(f"input({prompt!r}) on a rank: nobody can answer there. Use `--push` to send a value.")
 
-
-def restore_streams() -> None:
-    """Give the process its own streams back (at exit)."""
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

@@ -12,6 +12,7 @@ What differs from a stock engine, and why:
 from __future__ import annotations
 
 import builtins
+import os
 import signal
 import sys
 import threading
@@ -158,7 +159,7 @@ class RankEngine(ipp_engine.IPEngine):
     def init_signal(self) -> None:
         """Interrupts reach the kernel; SIGTERM ends the rank."""
         signal.signal(signal.SIGINT, self.kernel.on_sigint)
-        signal.signal(signal.SIGTERM, self._signal_stop)
+        signal.signal(signal.SIGTERM, on_sigterm)
 
     def redirect_output(self, iopub_socket: Any) -> None:
         """Let a running cell collect what is printed."""
@@ -167,6 +168,13 @@ class RankEngine(ipp_engine.IPEngine):
         sys.stdout = CellStream("stdout", shell, sys.stdout)
         sys.stderr = CellStream("stderr", shell, sys.stderr)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
+
+
+def on_sigterm(_signal: int, frame: Any) -> None:
+    """End the rank: in order when it is idle, at once when a cell runs (it may sit in a collective)."""
+    if users_frame(frame):
+        os._exit(128 + signal.SIGTERM)
+    raise SystemExit
 
 
 def engine_config(directory: SessionDirectory) -> Any:

@@ -70,7 +70,6 @@ class Controller(ipp_controller.IPController):
         self.request = request
         self.host = host
         self.write_connection_files = False  # they would hold the signing key
-        self.clients_connected = 0
         self.registered: Callable[[], None] = lambda: None
 
     def initialize(self, argv: Any = None) -> None:
@@ -78,6 +77,7 @@ class Controller(ipp_controller.IPController):
         keys = [load_key_pair(self.directory, who).public for who in PEERS]
         self.authenticator = admit_only(self.context, keys)
         super().initialize(argv)
+        self.log.addFilter(lambda record: not record.getMessage().startswith("Monitor message without topic"))
         self.clients = ClientCount(self.hub.notifier.socket, self.loop)
         self.directory.write_record(
             self.directory.connection, Connection(self.host, self._complete(self.engine_info), self._complete(self.client_info))

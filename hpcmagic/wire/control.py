@@ -166,7 +166,7 @@ class Control:
             ) from error
         client._ready = True  # noqa: SLF001  # our own class
         for name in SOCKETS:
-            require_encrypted(getattr(client, f"_{name}_socket"), request.server_public.encode())
+            require_encrypted(getattr(client, f"_{name}_socket"))
         return cls(client)
 
     def send(self, message: Any, ranks: Sequence[int]) -> Pending:

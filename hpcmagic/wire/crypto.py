@@ -103,7 +103,7 @@ def admit_only(context: zmq.Context[Any], public_keys: Iterable[bytes]) -> Threa
         context.setsockopt(option, value)
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
-    authenticator.configure_curve_callback(domain="*", credentials_provider=_KnownKeys(public_keys))
+    authenticator.configure_curve_callback(domain=ZAP_DOMAIN.decode(), credentials_provider=_KnownKeys(public_keys))
     return authenticator
 
 
@@ -114,22 +114,17 @@ def be_careful_client(context: zmq.Context[Any]) -> None:
     context.setsockopt(zmq.MAXMSGSIZE, FRAME_LIMIT_NBYTES)
 
 
-def require_encrypted(socket: zmq.Socket[Any], server_public: bytes) -> None:
-    """Refuse a connecting socket that does not speak CURVE to the session's own keeper.
+def require_encrypted(socket: zmq.Socket[Any]) -> None:
+    """Refuse a connecting socket that does not speak CURVE.
 
     Raises
     ------
     NotEncrypted
-        The socket's mechanism is not CURVE, or it trusts another server's key.
+        The socket's mechanism is another.
     """
     mechanism = socket.getsockopt(zmq.MECHANISM)
     if mechanism != zmq.CURVE:
         raise NotEncrypted(
             f"A socket to the session speaks {zmq.SecurityMechanism(mechanism).name}, not CURVE.",
-            "Stop the session with `%hpc stop` and start it again; report this if it stays.",
-        )
-    if socket.getsockopt(zmq.CURVE_SERVERKEY) != server_public:
-        raise NotEncrypted(
-            "A socket to the session trusts a key that is not the session's own.",
-            "Stop the session with `%hpc stop` and start it again.",
+            "End the session with `%hpc stop` and start it again; report this if it stays.",
         )
