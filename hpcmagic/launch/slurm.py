@@ -213,7 +213,10 @@ def site_section(name: str) -> dict[str, Any]:
 
 
 def _site_job(resources: Resources) -> Any:
-    """Make dask-jobqueue's SLURMJob with our sizes: header, prologue and shebang come out of it."""
+    """Make dask-jobqueue's SLURMJob with our sizes: header, prologue and shebang come out of it.
+
+    It makes its log directory where there is none: hence the root, whose options are dropped with `OURS`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old names in a site's yaml are the site's affair
         from dask_jobqueue.slurm import SLURMJob
@@ -222,7 +225,7 @@ def _site_job(resources: Resources) -> Any:
         return SLURMJob(
             cores=cores, processes=1, memory=_dask_size(resources.mem), job_mem=resources.mem or None, name="hpcmagic",
             queue=resources.partition or None, account=resources.account or None, walltime=resources.time or None,
-            python=resources.python or sys.executable, config_name=resources.jobqueue, log_directory="",
+            python=resources.python or sys.executable, config_name=resources.jobqueue, log_directory=os.sep,
         )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Found:
         return ""
 
 
-def start(session: str | None = None, keep: bool = False, **options: Any) -> Session:  # noqa: FBT001, FBT002
+def start(session: str | None = None, *, keep: bool = False, unasked: bool = True, **options: Any) -> Session:
     """Start a session, or pick up the one of that name; returns when all its ranks are ready.
 
     Parameters
@@ -77,6 +77,9 @@ def start(session: str | None = None, keep: bool = False, **options: Any) -> Ses
         Its name; None = the notebook's own, else a fresh one.
     keep
         Let it run on when this kernel exits though nobody sits at it (nbclient, papermill).
+    unasked
+        Whether to submit a job though neither an option nor a profile says what to ask for: a call does, a
+        bare ``%%remote`` does not.
     **options
         Every option of ``%%remote`` by its name with underscores: ``nodes=4, time="0:30:00"``.
 
@@ -97,12 +100,14 @@ def start(session: str | None = None, keep: bool = False, **options: Any) -> Ses
         found.directory.put_aside()
         found = None
     if found is None:
+        if not unasked:
+            require_asked(resources)
         resources = launcher.completed(resources)
         found = _submit(name, resources, launcher)
         if fresh:
             print(f"Session {name} (a name for `--session` and `%hpc`).")
     else:
-        _require_same(found.request, resources)
+        require_same(found.request, resources)
     held = _wait_until_ready(found)
     if not keep and frontend.unattended():
         atexit.register(_stop_at_exit, held)
@@ -265,7 +270,7 @@ def _announcement(resources: Resources, job: JobRecord) -> str:
     return f"Job {job.job_id}: {nodes} ranks, {', '.join([walltime, *details])}" + (f"; {lonely}." if lonely else ".")
 
 
-def _require_same(request: Request, resources: Resources) -> None:
+def require_same(request: Request, resources: Resources) -> None:
     """Refuse to run on other resources than asked for.
 
     Raises

@@ -1,0 +1,256 @@
+"""The magics: parse a line, call one method of the session, show the answer. Nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+
+from hpcmagic.errors import DataError, HpcMagicError, ProfileError
+from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook.options import (
+    RESOURCE_NAMES,
+    HelpAsked,
+    OptionParser,
+    add_resources,
+    names_parser,
+    remote_parser,
+)
+from hpcmagic.notebook.session import Session, Status, ended_error
+from hpcmagic.profiles import resolve
+from hpcmagic.wire.messages import RunCell
+
+MAGICS = {"line": ("remote", "push", "pull", "hpc"), "cell": ("remote",)}
+CELL = remote_parser("%%remote")
+LINE = remote_parser("%remote")
+PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
+PULL = names_parser("%pull", "Fetch variables from the ranks: each becomes a PerRank here.")
+HPC = """\
+%hpc                      every session of yours: job, state, reason, nodes, ranks, time left
+%hpc status               the same
+%hpc start [options]      start this notebook's session; the options are those of %%remote
+%hpc stop [NAME]          end a session: its job is cancelled, its variables are lost
+%hpc log [RANK]           the last lines of the job's log, or of one rank's"""
+
+
+@magics_class
+class HpcMagics(Magics):
+    """The magics of one notebook, and the session that it holds."""
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self.session: Session | None = None
+        self.session_name: str | None = None
+
+    @no_var_expand
+    @cell_magic("remote")
+    def remote_cell(self, line: str, cell: str) -> Any:
+        """Run a cell on the ranks. `%%remote -h` shows the options."""
+        try:
+            options, rest = self._parse(CELL, line)
+        except HelpAsked as help_text:
+            print(help_text)
+            return None
+        if rest:
+            raise ProfileError(
+                f"%%remote does not take {rest!r} on its line.", "Write the code below; `%%remote -h` shows the options."
+            )
+        return self._remote(options, cell, first_line=2)
+
+    @no_var_expand
+    @line_magic("remote")
+    def remote_line(self, line: str) -> Any:
+        """Run an expression or a statement on the ranks. `%remote -h` shows the options."""
+        try:
+            options, rest = self._parse(LINE, line)
+        except HelpAsked as help_text:
+            print(help_text)
+            return None
+        return self._remote(options, rest, first_line=1)
+
+    @no_var_expand
+    @line_magic
+    def push(self, line: str) -> None:
+        """Send variables of the notebook to the ranks. `%push -h` shows the options."""
+        names, ranks = self._names(PUSH, line)
+        if names:
+            self._held().push(ranks=ranks, **self._values(names))
+
+    @no_var_expand
+    @line_magic
+    def pull(self, line: str) -> Any:
+        """Fetch variables from the ranks. `%pull -h` shows the options."""
+        names, ranks = self._names(PULL, line)
+        if not names:
+            return None
+        session = self._held()
+        pulled = session.pull(*names, ranks=ranks)
+        values = (pulled,) if len(names) == 1 else pulled
+        replaced = [name for name in names if name in self.shell.user_ns]
+        self.shell.user_ns.update(zip(names, values, strict=True))
+        if replaced:
+            output.quiet(f"{', '.join(replaced)} here: replaced by the ranks' values")
+        return pulled
+
+    @no_var_expand
+    @line_magic
+    def hpc(self, line: str) -> Any:
+        """Look after sessions. `%hpc -h` shows the verbs."""
+        verb, _, rest = line.strip().partition(" ")
+        verbs = {"": self._status, "status": self._status, "start": self._start, "stop": self._stop, "log": self._log}
+        if verb in ("-h", "--help", "help"):
+            print(HPC)
+            return None
+        if verb not in verbs:
+            raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, verbs))}.")
+        return verbs[verb](rest.strip())
+
+    def _remote(self, options: argparse.Namespace, source: str, first_line: int) -> Any:
+        """Run source on the ranks; start the session if need be."""
+        if options.dry_run:
+            print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
+            return None
+        cell = RunCell(source, f"cell {self.shell.execution_count}", first_line)
+        session = self._ensure(options, cell)
+        if options.push:
+            names = [name for name in options.push.split(",") if name]
+            session.push(ranks=options.ranks, **self._values(names))
+        begun = session.elapsed_s()
+        try:
+            replies = session.run_cell(cell, options.ranks, options.timeout)
+        finally:
+            output.quiet(_quiet_line(session, options.ranks, session.elapsed_s() - begun))
+        values = output.values(replies)
+        if options.out:
+            self.shell.user_ns[options.out] = values
+        if options.local:
+            self.shell.run_cell(source).raise_error()
+        return values
+
+    def _ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
+        """Give the session that the options mean; start it when there is none."""
+        from hpcmagic.notebook.session import check_syntax
+
+        if cell is not None:
+            check_syntax(cell)
+        resources = _resources(options)
+        name = options.session or self.session_name
+        if self.session is not None and (not options.session or options.session == self.session.name):
+            self._require_alive(self.session, resources)
+        if self.session is not None and self.session.name == name:
+            start.require_same(self.session.request, resolve(resources))
+            return self.session
+        self.session = start.start(session=name, keep=options.keep, unasked=False, **resources)
+        self.session_name = self.session.name
+        return self.session
+
+    def _require_alive(self, session: Session, resources: dict[str, Any]) -> None:
+        """Forget a session that has ended; raise what became of it unless a new one is asked for."""
+        try:
+            session.require_alive()
+        except HpcMagicError as error:
+            self.session = None
+            if session.ended != "stopped" and not resources:
+                raise ended_error(session.name, session.ended, session.request) from error
+
+    def _held(self) -> Session:
+        """Give the session of this notebook; start it like a bare `%%remote` when there is none."""
+        return self._ensure(LINE.parse([]), None)
+
+    def _parse(self, parser: OptionParser, line: str) -> tuple[argparse.Namespace, str]:
+        tokens, rest = parser.split(line, self.shell.var_expand)
+        return parser.parse(tokens), rest
+
+    def _names(self, parser: OptionParser, line: str) -> tuple[list[str], str | None]:
+        try:
+            options = parser.parse(line.split())
+        except HelpAsked as help_text:
+            print(help_text)
+            return [], None
+        names = [name for text in options.names for name in text.split(",") if name]
+        if not names:
+            raise ProfileError(f"{parser.prog} needs the name of a variable.", f"Write e.g. `{parser.prog} x`.")
+        return names, options.ranks
+
+    def _values(self, names: list[str]) -> dict[str, Any]:
+        """Give the notebook's variables of these names."""
+        missing = [name for name in names if name not in self.shell.user_ns]
+        if missing:
+            raise DataError(
+                f"{', '.join(f'`{name}`' for name in missing)} is not defined here.", "Bind it in this notebook first."
+            )
+        return {name: self.shell.user_ns[name] for name in names}
+
+    def _status(self, _rest: str) -> None:
+        print(_table(start.sessions()))
+
+    def _start(self, rest: str) -> None:
+        parser = OptionParser("%hpc start", "Start this notebook's session.")
+        add_resources(parser)
+        try:
+            options, extra = self._parse(parser, rest)
+        except HelpAsked as help_text:
+            print(help_text)
+            return
+        if extra:
+            raise ProfileError(f"%hpc start does not take {extra!r}.", "`%hpc start -h` shows the options.")
+        if options.dry_run:
+            print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
+            return
+        self._ensure(options, None)
+
+    def _stop(self, rest: str) -> None:
+        name = rest or self.session_name or frontend.session_name()[0]
+        found = start.find(resolve({}), name)
+        if self.session is not None and self.session.name == name:
+            self.session.stop()
+            self.session = None
+        elif found is not None:
+            start.stop_found(found)
+        else:
+            raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+        print(f"Session {name} stopped; its variables are gone.")
+
+    def _log(self, rest: str) -> None:
+        if rest and not rest.isdigit():
+            raise ProfileError(f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's.")
+        name = self.session_name or frontend.session_name()[0]
+        found = start.find(resolve({}), name)
+        if found is None:
+            raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+        path = found.directory.rank_log(int(rest)) if rest else found.directory.log
+        print(start.tail(path, 40) or f"{path.name} is empty.")
+
+
+def _resources(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the options that ask for resources, those that were given."""
+    return {name: value for name in RESOURCE_NAMES if (value := getattr(options, name)) is not None}
+
+
+def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
+    """Write the line under each remote cell: ranks × elapsed, node-hours so far, when the job ends."""
+    count = len(session.chosen(ranks))
+    parts = [f"{count} rank{'s' if count > 1 else ''} × {output.clock(elapsed_s)}"]
+    parts.append(f"{session.node_seconds / 3600:.3g} node-hours so far")
+    left = session.left_s()
+    if left is not None:
+        parts.append(f"job {session.job.job_id} ends at {output.time_of_day(left)}, in {output.clock(left)}")
+    elif session.request.launcher == "local":
+        parts.append("on this machine")
+    return " · ".join(parts)
+
+
+def _table(rows: list[Status]) -> str:
+    """Write sessions as a table."""
+    if not rows:
+        return "No sessions. `%%remote --nodes 4` starts one."
+    heads = ("session", "state", "job", "nodes", "ranks", "runs", "left", "why")
+    lines = [heads]
+    for s in rows:
+        left = output.clock(s.left_s) if s.left_s is not None else "–"
+        job = s.job_id if s.launcher == "slurm" else "this machine"
+        nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
+        lines.append((s.session, s.state, job, nodes, str(s.ranks), output.clock(int(s.elapsed_s)), left, s.reason or ""))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,155 @@
+"""The options of the magics: parsed as sbatch's and the shell's are, errors in two lines."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hpcmagic.errors import ProfileError
+
+Expand = Callable[[str], str]
+
+
+class HelpAsked(Exception):  # noqa: N818  # not an error: `-h` was given
+    """Somebody asked for help; holds the text."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse, with errors of ours and no abbreviated options."""
+
+    def __init__(self, prog: str, description: str, **kwargs: Any) -> None:
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, add_help=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs,
+        )  # fmt: skip
+        self.add_argument("-h", "--help", action="store_true", help="show this")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the interpreter."""
+        raise ProfileError(f"{self.prog}: {message}.", f"`{self.prog} -h` shows the options.")
+
+    def parse(self, tokens: Sequence[str]) -> argparse.Namespace:
+        """Parse tokens.
+
+        Raises
+        ------
+        ProfileError
+            An unknown or malformed option; the nearest is guessed.
+        HelpAsked
+            ``-h`` was among them.
+        """
+        if "-h" in tokens or "--help" in tokens:
+            raise HelpAsked(self.format_help())
+        try:
+            namespace, unknown = self.parse_known_args(list(tokens))
+        except argparse.ArgumentError as error:  # pragma: no cover  # exit_on_error is on: error() was called
+            self.error(str(error))
+        if unknown:
+            self._refuse(unknown[0])
+        return namespace
+
+    def _refuse(self, token: str) -> NoReturn:
+        option = token.partition("=")[0]
+        known = [o for o in self._option_string_actions if o.startswith("--")]
+        near = difflib.get_close_matches(option, known, 1, 0.5)
+        if not option.startswith("-"):
+            raise ProfileError(f"{self.prog} does not take {token!r}.", f"`{self.prog} -h` shows what it takes.")
+        guess = f"Did you mean `{near[0]}`? " if near else ""
+        raise ProfileError(f"{self.prog} has no option {option!r}.", f"{guess}`{self.prog} -h` shows all.")
+
+    def split(self, line: str, expand: Expand) -> tuple[list[str], str]:
+        """Cut a line into its leading options, values expanded, and the rest as it was written.
+
+        ``$name`` and ``{expr}`` are expanded in option values only.
+        """
+        tokens: list[str] = []
+        rest = line.strip()
+        while match := re.match(r"(--?[A-Za-z][\w-]*)(=)?\s*", rest):
+            name, equals = match.group(1), match.group(2)
+            action = self._option_string_actions.get(name)
+            tokens.append(name)
+            rest = rest[match.end() :]
+            if equals or (action is not None and action.nargs is None):
+                value, rest = _first_word(rest)
+                tokens[-1] = f"{name}={expand(value)}" if name.startswith("--") else tokens[-1]
+                if not name.startswith("--"):
+                    tokens.append(expand(value))
+            elif re.fullmatch(r"-[A-Za-z]\w+", name) and (short := self._option_string_actions.get(name[:2])) is not None:
+                if short.nargs is None:  # -N4, as sbatch takes it
+                    tokens[-1:] = [name[:2], name[2:]]
+        return tokens, rest
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    """Cut the first word off, quotes and braces kept together."""
+    match = re.match(r"""\{[^}]*\}\S*|(?:[^\s"']|"[^"]*"|'[^']*')+""", text)
+    if match is None:
+        raise ProfileError("An option lacks its value.", "Write it behind the option, e.g. `--nodes 4`.")
+    word = match.group(0)
+    if not word.startswith("{"):
+        try:
+            word = "".join(shlex.split(word))
+        except ValueError as error:
+            raise ProfileError(f"Cannot read {word!r}: {error}.", "Close the quotes.") from None
+    return word, text[match.end() :].lstrip()
+
+
+def add_resources(parser: OptionParser) -> None:
+    """Add the options that ask for resources: SLURM's own names and forms."""
+    group = parser.add_argument_group("resources (SLURM's names and forms)")
+    for flags, metavar, text in (
+        (("-N", "--nodes"), "N", "nodes"),
+        (("-n", "--ntasks"), "N", "ranks in all"),
+        (("--ntasks-per-node",), "T", "ranks a node"),
+        (("-c", "--cpus-per-task"), "C", "CPUs a rank"),
+        (("--mem",), "16G", "memory a node"),
+        (("--gpus-per-node",), "G", "GPUs a node"),
+        (("-t", "--time"), "1:00:00", "walltime"),
+        (("-p", "--partition"), "P", "partition"),
+        (("-A", "--account"), "A", "account that pays"),
+        (("--qos",), "Q", "quality of service"),
+        (("--constraint",), "C", "node features"),
+        (("--profile",), "NAME", "profile to start from"),
+        (("--session",), "NAME", "session's name; stays the notebook's for later cells"),
+        (("--launcher",), "local|slurm", "where to run; without it: SLURM where it answers"),
+        (("--no-client-limit",), "20", "end after so long (minutes, H:MM:SS or off) with no notebook and no cell"),
+    ):
+        group.add_argument(*flags, metavar=metavar, help=text)
+    group.add_argument("--keep", action="store_true", help="let the session run on when an unattended kernel exits")
+    group.add_argument("--dry-run", action="store_true", help="show the exact script, submit nothing")
+
+
+RESOURCE_NAMES = (
+    "nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "mem", "gpus_per_node", "time", "partition", "account",
+    "qos", "constraint", "profile", "launcher", "no_client_limit",
+)  # fmt: skip
+
+
+def remote_parser(prog: str) -> OptionParser:
+    """Make the parser of `%%remote` and `%remote`."""
+    parser = OptionParser(
+        prog,
+        "Run a cell on the ranks of this notebook's session; start the session when there is none.\n"
+        "The last value of each rank becomes Out[n]; what ranks print is folded, lowest rank first.\n"
+        "On every rank: rank, size, comm (mpi4py's COMM_WORLD, or None without MPI).",
+    )
+    add_resources(parser)
+    cell = parser.add_argument_group("the cell")
+    cell.add_argument("-r", "--ranks", metavar="0,2-3", help="run on these ranks only")
+    cell.add_argument("-o", "--out", metavar="NAME", help="bind the value (a PerRank) to a name here")
+    cell.add_argument("--push", metavar="a,b", help="first send these variables of the notebook to the ranks")
+    cell.add_argument("--timeout", metavar="S", type=float, help="interrupt the cell after so many seconds")
+    cell.add_argument("--local", action="store_true", help="run the cell here as well, after the ranks")
+    return parser
+
+
+def names_parser(prog: str, description: str) -> OptionParser:
+    """Make the parser of `%push` and `%pull`."""
+    parser = OptionParser(prog, description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of variables")
+    parser.add_argument("-r", "--ranks", metavar="0,2-3", help="these ranks only")
+    return parser
