@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hpcmagic.errors import HpcMagicError
 from hpcmagic.keeper.ranks import NO_MPI, WRONG_WORLD, Ranks, Starter, expected_nodes, starters
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
@@ -86,8 +88,8 @@ class Keeper:
         """See how things stand; stop the loop when the session must end."""
         try:
             cause = self.stopping or self._look()
-        except OSError as error:
-            cause = f"the session's directory cannot be written: {error}"
+        except HpcMagicError as error:
+            cause = error.message
         if cause and not self.cause:
             self.cause = cause
             self.controller.loop.stop()
@@ -123,7 +125,8 @@ class Keeper:
 
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
-        self.tell(phase="ended", cause=cause)
+        with contextlib.suppress(HpcMagicError):  # whoever stopped us may have put the directory aside
+            self.tell(phase="ended", cause=cause)
         if hasattr(self, "ranks"):
             self.ranks.end()
         self.directory.forget_keys()

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -219,14 +221,25 @@ def _site_job(resources: Resources) -> Any:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old names in a site's yaml are the site's affair
-        from dask_jobqueue.slurm import SLURMJob
-
+        with _signals_kept():
+            from dask_jobqueue.slurm import SLURMJob
         cores = resources.cpus_per_task * resources.ntasks_per_node
         return SLURMJob(
             cores=cores, processes=1, memory=_dask_size(resources.mem), job_mem=resources.mem or None, name="hpcmagic",
             queue=resources.partition or None, account=resources.account or None, walltime=resources.time or None,
             python=resources.python or sys.executable, config_name=resources.jobqueue, log_directory=os.sep,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep Ctrl-C working: importing dask_jobqueue 0.9 (its runner.py) turns SIGINT into sys.exit()."""
+    set_handler = signal.signal
+    signal.signal = lambda *_: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
 
 
 def _kept(header: str, resources: Resources) -> list[str]:

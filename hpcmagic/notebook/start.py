@@ -27,7 +27,7 @@ from hpcmagic.notebook import frontend
 from hpcmagic.notebook.output import StatusLine, clock, time_of_day
 from hpcmagic.notebook.perrank import rank_set
 from hpcmagic.notebook.session import Session, Status, ended_error, status_of, stop, tail
-from hpcmagic.profiles import SIZES, Resources, resolve
+from hpcmagic.profiles import SIZES, Resources, resolve, walltime_s
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
 
@@ -263,7 +263,8 @@ def _announcement(resources: Resources, job: JobRecord) -> str:
         why = "no SLURM here" if resources.origins.get("launcher") == "what is there" else "as asked"
         return f"Starting {ranks} on this machine ({why}); {lonely or 'runs until %hpc stop'}."
     time_origin = resources.origins.get("time", "")
-    walltime = f"walltime {resources.time or 'unknown'} ({time_origin})"
+    limit_s = walltime_s(resources.time)
+    walltime = f"walltime {clock(limit_s) if limit_s else resources.time or 'unknown'} ({time_origin})"
     details = [f"{name} {getattr(resources, name)}" for name in ("partition", "account", "qos", "mem")
                if getattr(resources, name)]  # fmt: skip
     nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''} × {resources.ntasks_per_node}"
