@@ -101,7 +101,7 @@ class Keeper:
         if status is not None:
             return f"the ranks ended ({status_words(status)})"
         return self.watch.decide(
-            time.monotonic(), clients=len(self.controller.clients), busy=self.controller.busy()
+            time.monotonic(), clients=self.controller.presence.count, busy=self.controller.busy()
         )
 
     def _look_starting(self, status: int | None) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import ipyparallel.controller.app as ipp_controller
 import zmq
-import zmq.utils.monitor
 from ipyparallel.controller.heartmonitor import HeartMonitor
 from tornado.ioloop import PeriodicCallback
 from zmq.eventloop.zmqstream import ZMQStream
@@ -78,10 +77,12 @@ class Controller(ipp_controller.IPController):
         self.authenticator = admit_only(self.context, keys)
         super().initialize(argv)
         self.log.addFilter(lambda record: not record.getMessage().startswith("Monitor message without topic"))
-        self.clients = ClientCount(self.hub.notifier.socket, self.loop)
-        self.directory.write_record(
-            self.directory.connection, Connection(self.host, self._complete(self.engine_info), self._complete(self.client_info))
-        )
+        presence = self.context.socket(zmq.XPUB)
+        self.bind(presence, f"tcp://{self.host}:*")
+        self.presence = Presence(presence, self.loop)
+        port = int(presence.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        engine, client = self._complete(self.engine_info), self._complete({**self.client_info, "presence": port})
+        self.directory.write_record(self.directory.connection, Connection(self.host, engine, client))
 
     def _complete(self, channels: dict[str, Any]) -> dict[str, Any]:
         """Add what ipyparallel's peers read beside the ports; the key is not among it."""
@@ -145,27 +146,21 @@ class Controller(ipp_controller.IPController):
         return bool(self.hub.pending)
 
 
-class ClientCount:
-    """Counts the notebooks that are connected and have proved their key.
+class Presence:
+    """Counts the notebooks that are connected.
 
-    It listens to the events of the notification socket, which every client subscribes to and no rank does.
+    Each holds one subscription to this socket. A stranger cannot: subscriptions come through only after the
+    handshake. A notebook that vanishes is missed at once when its connection is closed, else by ZMTP's pings.
     """
 
-    def __init__(self, notifier: Any, loop: Any) -> None:
-        self._open: set[int] = set()
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        self._stream = ZMQStream(notifier.get_monitor_socket(events), loop)
-        self._stream.on_recv(self._on_event)
+    def __init__(self, socket: Any, loop: Any) -> None:
+        self.count = 0
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription counts, not only the first of its kind
+        self._stream = ZMQStream(socket, loop)
+        self._stream.on_recv(self._on_change)
 
-    def _on_event(self, message: list[bytes]) -> None:
-        event = zmq.utils.monitor.parse_monitor_message(message)
-        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._open.add(event["value"])
-        else:
-            self._open.discard(event["value"])
-
-    def __len__(self) -> int:
-        return len(self._open)
+    def _on_change(self, message: list[bytes]) -> None:
+        self.count += 1 if message[0][:1] == b"\x01" else -1
 
 
 def controller_config(directory: SessionDirectory, host: str) -> Any:

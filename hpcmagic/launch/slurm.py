@@ -156,10 +156,18 @@ class SlurmLauncher:
         answer = run(["squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T|%r|%S|%M|%L|%N|%V"])
         line = answer.stdout.strip()
         if answer.returncode == 0 and line:
-            return _from_squeue(line.splitlines()[0])
+            seen = _from_squeue(line.splitlines()[0])
+            return self._from_scontrol(job_id, seen) if seen.phase == "ended" else seen
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
             return JobState("unknown", meaning=_words(answer.stderr))
         return self._from_sacct(job_id)
+
+    def _from_scontrol(self, job_id: str, seen: JobState) -> JobState:
+        """Add how a job ended that the controller still remembers: accounting may lag behind."""
+        said = run(["scontrol", "-o", "show", "job", job_id]).stdout
+        status = re.search(r"\bExitCode=(\d+):", said)
+        code = int(status.group(1)) if status else None
+        return replace(seen, reason=seen.word, meaning=_meaning(seen.word, code or 0), exit_status=code)
 
     def _from_sacct(self, job_id: str) -> JobState:
         answer = run(["sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode,ElapsedRaw,NodeList"])

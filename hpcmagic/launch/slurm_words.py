@@ -11,7 +11,7 @@ from hpcmagic.errors import LaunchError
 from hpcmagic.profiles import Resources
 
 LESS_TIME = "Ask for less with `--time`, or take another `--account`, `--partition` or `--qos`."
-FEWER = "Ask for fewer `--nodes`, or take another `--partition` or `--qos`."
+FEWER = "Ask for fewer `--nodes` or `--cpus-per-task`, or take another `--partition` or `--qos`."
 
 MEANINGS: dict[str, tuple[str, str]] = {  # reason → meaning, mend; a mend only where waiting does not help
     "Resources": ("the nodes are busy; yours is next as soon as some are free", ""),

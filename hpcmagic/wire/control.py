@@ -26,7 +26,7 @@ from hpcmagic.wire.crypto import (
 )
 from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Reply, from_frames, to_frames
 
-SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub")
+SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
 
 
 class SessionClient(ipyparallel.Client):
@@ -36,6 +36,7 @@ class SessionClient(ipyparallel.Client):
         self._keys = keys
         self._pending: dict[str, tuple[Pending, int]] = {}
         super().__init__(info, **kwargs)
+        self._presence_socket = self._connected_to("presence")
         self._queue_handlers[REPLY] = self._on_reply
         self._notification_handlers["unregistration_notification"] = self._on_rank_gone
 
@@ -47,6 +48,15 @@ class SessionClient(ipyparallel.Client):
         context = zmq.Context()
         be_careful_client(context)
         return context
+
+    def _connected_to(self, channel: str) -> Any:
+        """Subscribe to a channel that is the keeper's own, beside ipyparallel's."""
+        socket = self._context.socket(zmq.SUB)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        socket.curve_serverkey, socket.curve_publickey = self.curve_serverkey, self._keys.public
+        socket.curve_secretkey = self._keys.secret
+        socket.connect(f"{self._config['interface']}:{self._config[channel]}")
+        return socket
 
     def activate(self, targets: str | Sequence[int] = "all", suffix: str = "") -> Any:
         """Register ipyparallel's `%px` magics, when the user asks for them; not at connect."""
@@ -191,6 +201,7 @@ class Control:
     def close(self) -> None:
         """Close all sockets; the session lives on."""
         context = self.client._context  # noqa: SLF001
+        self.client._presence_socket.close(linger=0)  # noqa: SLF001
         self.client.close(linger=0)
         context.term()
 

@@ -100,7 +100,7 @@ def test_can_never_start(cluster, alice):
         ("partition='nope'", "invalid partition", "sinfo", "alice"),
         ("account='bob-lab'", "Invalid account", "--account", "alice"),
         ("qos='nope'", "Invalid qos", "--qos", "alice"),
-        ("cpus_per_task=400", "Requested node configuration is not available", "--cpus-per-task", "alice"),
+        ("cpus_per_task=400", "PartitionConfig", "--cpus-per-task", "alice"),
         ("time='5'", "Invalid account", "--account", "carol"),
     ],
 )
