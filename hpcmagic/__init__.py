@@ -28,9 +28,10 @@ from hpcmagic.errors import (
 )
 
 if TYPE_CHECKING:
+    from hpcmagic.notebook.found import sessions
     from hpcmagic.notebook.perrank import PerRank
     from hpcmagic.notebook.session import Session, Status
-    from hpcmagic.notebook.start import dry_run, sessions, start
+    from hpcmagic.notebook.start import dry_run, start
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _LAZY = {
     "Session": "hpcmagic.notebook.session",
     "Status": "hpcmagic.notebook.session",
     "dry_run": "hpcmagic.notebook.start",
-    "sessions": "hpcmagic.notebook.start",
+    "sessions": "hpcmagic.notebook.found",
     "start": "hpcmagic.notebook.start",
 }
 

@@ -1,6 +1,6 @@
 """What you ask for: site + request, from TOML, environment and options → one frozen `Resources`.
 
-    magic line / keyword  >  environment  >  user's TOML  >  site's TOML  >  default
+    magic line / keyword  >  environment  >  user's TOML  >  site's TOML  >  built in  >  default
 
 Every value remembers where it came from (`Resources.origins`). Resolved once, on the notebook's side;
 compute nodes read no configuration.
@@ -30,6 +30,7 @@ from typing import Any
 
 from hpcmagic.errors import ProfileError
 
+BUILT_IN = {"default": "", "profiles": {"local": {"launcher": "local"}, "slurm": {"launcher": "slurm"}}}
 SITE_FILE = Path("/etc/hpcmagic/profiles.toml")
 ENVIRONMENT = "HPCMAGIC_"  # HPCMAGIC_PARTITION=debug, HPCMAGIC_PROFILE=cpu …
 SBATCH_ENVIRONMENT = {  # sbatch's own variables that a user may have set as a default
@@ -111,7 +112,11 @@ class Resources:
 
 
 KEYS = (
-    *(f.name for f in fields(Resources) if f.name not in ("profile", "origins", "no_client_limit_s", "start_timeout_s")),
+    *(
+        f.name
+        for f in fields(Resources)
+        if f.name not in ("profile", "origins", "no_client_limit_s", "start_timeout_s")
+    ),
     "ntasks",
     "no_client_limit",
     "start_timeout",
@@ -138,12 +143,12 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str] | None = 
     """
     environment = os.environ if environment is None else environment
     given = {k: v for k, v in options.items() if v is not None}
-    files = [(path, read_file(path)) for path in (SITE_FILE, user_file())]
+    files = [(Path("hpcmagic"), BUILT_IN), *((path, read_file(path)) for path in (SITE_FILE, user_file()))]
     name = str(given.pop("profile", "") or environment.get(f"{ENVIRONMENT}PROFILE") or _default(files))
     values: dict[str, tuple[Any, str]] = {}
     for path, content in files:
         for key, value in _profile(content, path, name, files).items():
-            values[key] = (value, f"profile {name} in {path}")
+            values[key] = (value, f"profile {name} in {path}" if path.suffix else f"built-in profile {name}")
     for key in KEYS:
         variable = f"{ENVIRONMENT}{key.upper()}"
         for candidate in (SBATCH_ENVIRONMENT.get(key), variable):
@@ -175,16 +180,15 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _default(files: Iterable[tuple[Path, Mapping[str, Any]]]) -> str:
-    return str(next((c["default"] for _, c in reversed(list(files)) if "default" in c), ""))
+    return next((str(c["default"]) for _, c in reversed(list(files)) if c.get("default")), "")
 
 
 def _profile(content: Mapping[str, Any], path: Path, name: str, files: Any) -> dict[str, Any]:
     """Give one file's part of a profile; an error when no file has it."""
     names = sorted({n for _, c in files for n in c.get("profiles", {})})
     if name and name not in names:
-        where = " or ".join(str(p) for p, _ in files)
-        mend = _guess(name, names) if names else f"No profiles exist yet; write `[profiles.{name}]` into {user_file()}."
-        raise ProfileError(f"There is no profile {name!r} in {where}.", mend)
+        mend = f"{_guess(name, names)} Yours go into {user_file()} as `[profiles.NAME]`."
+        raise ProfileError(f"There is no profile {name!r}.", mend)
     part: dict[str, Any] = content.get("profiles", {}).get(name, {})
     for key in part:
         _known(key, f"key in profile {name} of {path}:")
@@ -229,7 +233,8 @@ def _spread(ntasks: int, checked: Mapping[str, Any], origins: Mapping[str, str])
         if origins.get("ntasks") != origins.get("ntasks_per_node"):
             return {"ntasks_per_node": ntasks // nodes}
         raise ProfileError(
-            f"--ntasks {ntasks} is not --nodes {nodes} × --ntasks-per-node {per_node}.", "Leave one of them out."
+            f"--ntasks {ntasks} is not --nodes {nodes} × --ntasks-per-node {per_node}.",
+            "Leave one of them out.",
         )
     return {"ntasks_per_node": ntasks // nodes}
 

@@ -1,15 +1,15 @@
 """Where both sides meet: every file of a session's directory by name, with its modes checked.
 
-    <session_dir>/<session>/        0700, every file 0600
-        request.json                what the keeper and the engines are told   (kernel writes)
-        job.json                    which job it is                            (kernel writes)
-        job.sh                      the script as it was submitted             (kernel writes)
-        server.key client.key       key pairs of the keeper and of the notebooks
-        engine.key signing.key      key pair of the ranks; ipyparallel's message key
-        connection.json             where the controller listens               (keeper writes)
-        state.json                  the keeper's word on how things stand      (keeper writes)
-        job.log                     what the keeper and srun say
-        ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
+<session_dir>/<session>/        0700, every file 0600
+    request.json                what the keeper and the engines are told   (kernel writes)
+    job.json                    which job it is                            (kernel writes)
+    job.sh                      the script as it was submitted             (kernel writes)
+    server.key client.key       key pairs of the keeper and of the notebooks
+    engine.key signing.key      key pair of the ranks; ipyparallel's message key
+    connection.json             where the controller listens               (keeper writes)
+    state.json                  the keeper's word on how things stand      (keeper writes)
+    job.log                     what the keeper and srun say
+    ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class SessionDirectory:
         return self.path / f"{who}.key"
 
     def rank_log(self, rank: int) -> Path:
-        """What a rank prints outside of cells, and beyond a cell's limit."""
+        """Give the file of what a rank prints outside of cells, and beyond a cell's limit."""
         return self.ranks / f"rank-{rank}.log"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Public fakes, for tests of code that uses hpcmagic: a batch system that runs nothing, a clock that waits for you."""
+"""Public fakes, for tests of code that uses hpcmagic: a batch system that runs nothing, a clock that waits."""
 
 from __future__ import annotations
 

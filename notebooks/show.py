@@ -49,7 +49,7 @@ def run(notebook: NotebookNode, place: Path) -> str:
         timeout=CELL_LIMIT_S,
         kernel_name="python3",
         resources={"metadata": {"path": str(place)}},
-        config=Config(KernelManager={"transport": "ipc", "shutdown_wait_time": GOODBYE_S}),
+        config=Config(KernelManager={"transport_encryption": "auto", "shutdown_wait_time": GOODBYE_S}),
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
@@ -58,7 +58,7 @@ def run(notebook: NotebookNode, place: Path) -> str:
                 client.execute_cell(cell, index)
             except (CellControlSignal, DeadKernelError) as error:  # failed, took too long, or killed its kernel
                 show_outputs(cell)
-                return next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
+                return ANSI.sub("", str(error)).strip().rpartition("\n")[2] or type(error).__name__
             show_outputs(cell)
     return ""
 

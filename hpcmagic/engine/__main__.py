@@ -1,9 +1,9 @@
 """python -m hpcmagic.engine DIRECTORY: one rank of a session.
 
-    1  stdout and stderr become the rank's own log (0600)
-    2  MPI starts; a world of the wrong size ends the rank with WRONG_WORLD, so that the keeper tries otherwise
-    3  wait for connection.json, register with the controller under the rank's number
-    4  answer requests until SIGTERM, or until the agent finds the keeper gone
+1  stdout and stderr become the rank's own log (0600)
+2  MPI starts; a world of the wrong size ends the rank with WRONG_WORLD, so that the keeper tries otherwise
+3  wait for connection.json, register with the controller under the rank's number
+4  answer requests until SIGTERM, or until the agent finds the keeper gone
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def join_world(request: Request) -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        print(f"hpcmagic.engine: no MPI: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        print(f"hpcmagic.engine: no MPI: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(NO_MPI)
     size = MPI.COMM_WORLD.Get_size()
     if size != request.ntasks:
-        print(f"hpcmagic.engine: MPI world of {size}, not {request.ntasks}", file=sys.stderr)  # noqa: T201
+        print(f"hpcmagic.engine: MPI world of {size}, not {request.ntasks}", file=sys.stderr)
         sys.exit(WRONG_WORLD)
     return MPI.COMM_WORLD
 

@@ -16,11 +16,11 @@ import ctypes
 import io
 import linecache
 import os
-import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,23 +69,16 @@ class Capture:
     def merged(self) -> tuple[Output, ...]:
         """Give the outputs with neighbouring texts of one stream joined."""
         joined: list[Output] = []
-        pieces: list[str] = []
-        for output in (*self.outputs, Output("end")):
-            if pieces and (output.kind != kind or kind == "display"):
-                joined.append(Output(kind, "".join(pieces)))
-                pieces = []
-            kind = output.kind
-            if kind == "display":
-                joined.append(output)
-            else:
-                pieces.append(output.text)
+        for kind, run in groupby(self.outputs, key=lambda output: output.kind):
+            pieces = list(run)
+            joined += pieces if kind == "display" else [Output(kind, "".join(p.text for p in pieces))]
         return tuple(joined)
 
 
 class CellStream(io.TextIOBase):
     """sys.stdout of a rank: into the running cell, else wherever a stock engine prints."""
 
-    encoding = "utf-8"  # type: ignore[assignment]  # io declares a property
+    encoding = "utf-8"
 
     def __init__(self, kind: str, shell: RankShell, otherwise: TextIO) -> None:
         self.kind = kind
@@ -140,7 +133,7 @@ class RankDisplayPublisher(ZMQDisplayPublisher):
         else:
             capture.outputs.append(Output("display", data=dict(data), metadata=dict(metadata or {})))
 
-    def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002  # IPython's signature
+    def clear_output(self, wait: bool = False) -> None:  # IPython's signature
         """Forget what the running cell has put out."""
         if self.shell.capture is None:
             super().clear_output(wait)
@@ -236,7 +229,8 @@ class CellRunner:
         finally:
             self.task = None
             shell.events.trigger("post_execute")
-        return result.error_before_exec or result.error_in_exec
+        ended: BaseException | None = result.error_before_exec or result.error_in_exec
+        return ended
 
     @contextmanager
     def _captured(self, capture: Capture) -> Iterator[None]:
@@ -304,7 +298,7 @@ def pickled_value(value: Any) -> tuple[Pickled | None, str]:
         return None, describe(value)
     try:
         pickled = pickle_value(value)
-    except Exception as error:  # noqa: BLE001  # a user's __reduce__ may raise anything
+    except Exception as error:  # a user's __reduce__ may raise anything
         return None, f"{describe(value)}; cannot be pickled: {error}"
     if pickled.nbytes > VALUE_LIMIT_NBYTES:
         return None, f"{describe(value)}, {pickled.nbytes / 1e6:.0f} MB"
@@ -335,15 +329,13 @@ def raised_by(error: BaseException) -> Raised:
     if isinstance(error, SyntaxError) and (error.filename or "").startswith(CELL):
         where = f"{_file(error.filename or '')}, line {error.lineno}"
         frames = [Frame(where, "", (error.text or "").strip())]
-    return Raised(
-        type(error).__name__, _text(error), tuple(frames), "".join(traceback.format_exception(error))
-    )
+    return Raised(type(error).__name__, _text(error), tuple(frames), "".join(traceback.format_exception(error)))
 
 
 def _text(error: BaseException) -> str:
     try:
         return (error.msg if isinstance(error, SyntaxError) else str(error)) or ""
-    except Exception as broken:  # noqa: BLE001  # a user's __str__ may raise anything
+    except Exception as broken:  # a user's __str__ may raise anything
         return f"<its str() raised {type(broken).__name__}>"
 
 
@@ -352,7 +344,9 @@ def _is_users(filename: str) -> bool:
 
 
 def _file(filename: str) -> str:
-    return filename.removeprefix("<").removesuffix(">").removeprefix("cell ") if filename.startswith(CELL) else filename
+    return (
+        filename.removeprefix("<").removesuffix(">").removeprefix("cell ") if filename.startswith(CELL) else filename
+    )
 
 
 def _frame(entry: traceback.FrameSummary) -> Frame:
@@ -374,4 +368,3 @@ def users_frame(frame: Any) -> bool:
 def no_input(prompt: str = "") -> str:
     """Replace input() on a rank: nobody sits there."""
     raise RuntimeError(f"input({prompt!r}) on a rank: nobody can answer there. Use `--push` to send a value.")
-

@@ -54,15 +54,13 @@ class RankKernel(IPythonParallelKernel):
         super().__init__(**kwargs)
         self.shell_handlers[REQUEST] = self.answer_request
         self.control_handlers[INTERRUPT] = self.interrupt_main
-        self.cells = CellRunner(self.shell, self.engine_id, sys.__stderr__)
+        self.cells = CellRunner(self.shell, self.engine_id, sys.__stderr__ or sys.stderr)
         self._ours = False
 
     async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer one message of the notebook's."""
         reply = await self.cells.answer(from_frames(parent["buffers"]))
-        self.session.send(
-            stream, REPLY, {"status": "ok"}, parent=parent, ident=ident, buffers=to_frames(reply)
-        )
+        self.session.send(stream, REPLY, {"status": "ok"}, parent=parent, ident=ident, buffers=to_frames(reply))
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
         """Interrupt the cell that runs in the main thread (called in the control thread)."""

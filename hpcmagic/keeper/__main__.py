@@ -1,9 +1,9 @@
 """python -m hpcmagic.keeper DIRECTORY: the job's batch step, which holds one session.
 
-    1  read the request; start the ranks at once: they load while the controller opens its ports
-    2  wait until all are registered; a way that gives a wrong MPI world is given up for the next
-    3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it
-    4  write the cause into state.json, end the ranks, remove the keys
+1  read the request; start the ranks at once: they load while the controller opens its ports
+2  wait until all are registered; a way that gives a wrong MPI world is given up for the next
+3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it
+4  write the cause into state.json, end the ranks, remove the keys
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
 
 LOOK_MS = 250
+FIRST_WORDS = 240
 IPYTHON_FOLDERS = ("db", "log", "nbextensions", "pid", "security", "startup", "static")
 
 
@@ -36,7 +37,10 @@ class Keeper:
         self.request = request
         here = socket.gethostname().partition(".")[0]
         self.state = KeeperState(
-            "starting", nodes=expected_nodes(request, os.environ, here), keeper_pid=os.getpid(), keeper_host=here
+            "starting",
+            nodes=expected_nodes(request, os.environ, here),
+            keeper_pid=os.getpid(),
+            keeper_host=here,
         )
         self.tell()
         self.log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -81,6 +85,7 @@ class Keeper:
         """Start the ranks in the next way."""
         way = self.ways.pop(0)
         self.began_s = time.monotonic()
+        self.log_begins = os.fstat(self.log).st_size
         self.ranks = Ranks(way, self.request, self.log)
         self.tell(starter=way.name, ranks=(), note="; ".join(self.failed))
 
@@ -107,9 +112,11 @@ class Keeper:
     def _look_starting(self, status: int | None) -> str:
         late = time.monotonic() - self.began_s > self.request.start_timeout_s
         if status is not None or late:
-            why = status_words(status) if status is not None else f"not ready within {self.request.start_timeout_s:g} s"
+            why = (
+                status_words(status) if status is not None else f"not ready within {self.request.start_timeout_s:g} s"
+            )
             self.ranks.end()
-            self.failed.append(f"{self.ranks.starter.name}: {why}")
+            self.failed.append(f"{self.ranks.starter.name}: {why}{self.first_words()}")
             if not self.ways:
                 return "the ranks did not start: " + "; ".join(self.failed)
             self.start_ranks()
@@ -122,6 +129,14 @@ class Keeper:
         elif ranks != self.state.ranks:
             self.tell(ranks=ranks)
         return ""
+
+    def first_words(self) -> str:
+        """Give what this attempt's processes said first: the cause stands there, the consequences after it."""
+        with self.directory.log.open(errors="replace") as log:
+            log.seek(self.log_begins)
+            lines = [line.strip() for line in log.read(4096).splitlines()]
+        said = " ".join(line for line in lines if line.strip("-=* "))
+        return f" – «{said[:FIRST_WORDS]}{'…' if len(said) > FIRST_WORDS else ''}»" if said else ""
 
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
@@ -152,7 +167,7 @@ def listen_address(request: Request) -> str:
         import psutil
 
         addresses = psutil.net_if_addrs().get(request.interface, [])
-        return next(a.address for a in addresses if a.family == socket.AF_INET)
+        return str(next(a.address for a in addresses if a.family == socket.AF_INET))
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((request.submit_host, 9))  # sends nothing: it only asks the routing table

@@ -81,7 +81,10 @@ class Controller(ipp_controller.IPController):
         self.bind(presence, f"tcp://{self.host}:*")
         self.presence = Presence(presence, self.loop)
         port = int(presence.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-        engine, client = self._complete(self.engine_info), self._complete({**self.client_info, "presence": port})
+        engine, client = (
+            self._complete(self.engine_info),
+            self._complete({**self.client_info, "presence": port}),
+        )
         self.directory.write_record(self.directory.connection, Connection(self.host, engine, client))
 
     def _complete(self, channels: dict[str, Any]) -> dict[str, Any]:

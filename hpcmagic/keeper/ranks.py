@@ -11,6 +11,7 @@ srun and mpiexec pass it on.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -76,7 +77,12 @@ def _chosen(mpi: str, with_mpi: list[Starter], without: Starter) -> list[Starter
 def mpi_plugins() -> set[str]:
     """Ask srun which MPI plugins this SLURM has."""
     answer = subprocess.run(
-        ["srun", "--mpi=list"], capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+        ["srun", "--mpi=list"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     return set(re.findall(r"[a-z0-9_]+", answer.stdout + answer.stderr))
 
@@ -91,7 +97,9 @@ class Ranks:
         self.processes = [
             subprocess.Popen(
                 starter.command,
-                env={**environment, "HPCMAGIC_RANK": str(rank)} if count > 1 or starter.name == "processes" else environment,
+                env={**environment, "HPCMAGIC_RANK": str(rank)}
+                if count > 1 or starter.name == "processes"
+                else environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -122,10 +130,8 @@ class Ranks:
 
 
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, sign)
-    except ProcessLookupError:
-        pass
 
 
 def rank_environment(environment: Mapping[str, str], request: Request) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The one narrow seam to a batch system: submit, state, cancel.
 
-    Launcher            where the keeper runs
-    ├── LocalLauncher   a detached process on this machine
-    ├── SlurmLauncher   the batch step of one SLURM job
-    └── FakeLauncher    nowhere (hpcmagic.testing)
+Launcher            where the keeper runs
+├── LocalLauncher   a detached process on this machine
+├── SlurmLauncher   the batch step of one SLURM job
+└── FakeLauncher    nowhere (hpcmagic.testing)
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ class LocalLauncher:
                 self._command(spec), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         except OSError as error:
-            raise LaunchError(f"Cannot start {sys.executable}: {error}.", "Is this Python still installed?") from error
+            raise LaunchError(
+                f"Cannot start {sys.executable}: {error}.", "Is this Python still installed?"
+            ) from error
         finally:
             os.close(log)
         _children[keeper.pid] = keeper

@@ -1,7 +1,7 @@
-"""ONE SLURM job a session: script and site's configuration from dask-jobqueue, every command through one runner.
+"""ONE SLURM job a session: script and site's settings from dask-jobqueue, every command through one runner.
 
-    Resources ─► dask-jobqueue's SLURMJob ─► header, less what we say ourselves ─► script ─► sbatch --parsable
-    squeue, scontrol, sacct ─► JobState
+Resources ─► dask-jobqueue's SLURMJob ─► header, less what we say ourselves ─► script ─► sbatch --parsable
+squeue, scontrol, sacct ─► JobState
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def run(command: Sequence[str], *, stdin: str | None = None) -> subprocess.Compl
         )  # fmt: skip
     except FileNotFoundError as error:
         raise LaunchError(
-            f"SLURM's {command[0]} is not on this machine.", "Use `--launcher local`, or a machine that submits jobs."
+            f"SLURM's {command[0]} is not on this machine.",
+            "Use `--launcher local`, or a machine that submits jobs.",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(
@@ -93,7 +94,8 @@ def answers() -> bool:
     if "configuration source" in answer.stderr:  # the commands are here, but no cluster
         return False
     raise LaunchError(
-        f"SLURM does not answer: {_words(answer.stderr)}.", "Try again in a minute, or use `--launcher local`."
+        f"SLURM does not answer: {_words(answer.stderr)}.",
+        "Try again in a minute, or use `--launcher local`.",
     )
 
 
@@ -178,8 +180,9 @@ class SlurmLauncher:
         if word.split()[0] in ("PENDING", "RUNNING", "REQUEUED"):
             return JobState("unknown", word, meaning="left the queue a moment ago")
         code = int(status.partition(":")[0])
-        return JobState("ended", word.split()[0], word, _meaning(word.split()[0], code), elapsed_s=float(elapsed or 0),
-                        exit_status=code, nodes=nodes)  # fmt: skip
+        word = word.split()[0]
+        meaning = _meaning(word, code)
+        return JobState("ended", word, word, meaning, nodes=nodes, elapsed_s=float(elapsed or 0), exit_status=code)
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job; scancel is silent about one that has ended."""
@@ -233,9 +236,10 @@ def _site_job(resources: Resources) -> Any:
             from dask_jobqueue.slurm import SLURMJob
         cores = resources.cpus_per_task * resources.ntasks_per_node
         return SLURMJob(
-            cores=cores, processes=1, memory=_dask_size(resources.mem), job_mem=resources.mem or None, name="hpcmagic",
+            cores=cores, processes=1, memory=_dask_size(resources.mem), job_mem=resources.mem or None,
             queue=resources.partition or None, account=resources.account or None, walltime=resources.time or None,
             python=resources.python or sys.executable, config_name=resources.jobqueue, log_directory=os.sep,
+            name="hpcmagic",
         )  # fmt: skip
 
 
@@ -243,7 +247,7 @@ def _site_job(resources: Resources) -> Any:
 def _signals_kept() -> Iterator[None]:
     """Keep Ctrl-C working: importing dask_jobqueue 0.9 (its runner.py) turns SIGINT into sys.exit()."""
     set_handler = signal.signal
-    signal.signal = lambda *_: None  # type: ignore[assignment]
+    signal.signal = lambda *_: None
     try:
         yield
     finally:
@@ -261,8 +265,8 @@ def _kept(header: str, resources: Resources) -> list[str]:
         asked = name in resources.origins and "default of" not in resources.origins[name]
         if asked is (name in ("qos", "constraint", "gpus_per_node")):
             dropped.update(options)
-    options = [line.removeprefix("#SBATCH").strip() for line in header.splitlines()]
-    return [option for option in options if option and _name(option) not in dropped]
+    given = [line.removeprefix("#SBATCH").strip() for line in header.splitlines()]
+    return [option for option in given if option and _name(option) not in dropped]
 
 
 def _name(option: str) -> str:

@@ -30,7 +30,10 @@ MEANINGS: dict[str, tuple[str, str]] = {  # reason → meaning, mend; a mend onl
     "PartitionNodeLimit": ("the partition does not have, or allow, that many nodes", FEWER),
     "PartitionTimeLimit": ("the partition does not allow that much time", "Ask for less with `--time`."),
     "PartitionConfig": ("the partition does not allow what it asks for", FEWER),
-    "BadConstraints": ("no node can ever meet its constraints", "Check `--constraint`, `--mem` and `--gpus-per-node`."),
+    "BadConstraints": (
+        "no node can ever meet its constraints",
+        "Check `--constraint`, `--mem` and `--gpus-per-node`.",
+    ),
     "InvalidAccount": ("the account is not valid", "Choose another with `--account`."),
     "InvalidQOS": ("the QOS is not valid", "Choose another with `--qos`."),
     "AssocGrpBillingMinutes": ("it asks for more billing-minutes than the account has left", LESS_TIME),
@@ -72,4 +75,6 @@ def refusal(words: str, resources: Resources) -> LaunchError:
         if (value := getattr(resources, name)) and name in resources.origins
     )
     said = f" (asked: --nodes {resources.nodes}{', ' + asked if asked else ''})"
-    return LaunchError(f"SLURM refused the job: {words}{said}.", mend or "See the words above; `--dry-run` shows the script.")
+    return LaunchError(
+        f"SLURM refused the job: {words}{said}.", mend or "See the words above; `--dry-run` shows the script."
+    )

@@ -9,6 +9,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 
 from hpcmagic.errors import DataError, HpcMagicError, ProfileError
 from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook.found import find, sessions, stop_found
 from hpcmagic.notebook.options import (
     RESOURCE_NAMES,
     HelpAsked,
@@ -17,7 +18,7 @@ from hpcmagic.notebook.options import (
     names_parser,
     remote_parser,
 )
-from hpcmagic.notebook.session import Session, Status, ended_error
+from hpcmagic.notebook.session import Session, Status, check_syntax, ended_error, tail
 from hpcmagic.profiles import resolve
 from hpcmagic.wire.messages import RunCell
 
@@ -54,7 +55,8 @@ class HpcMagics(Magics):
             return None
         if rest:
             raise ProfileError(
-                f"%%remote does not take {rest!r} on its line.", "Write the code below; `%%remote -h` shows the options."
+                f"%%remote does not take {rest!r} on its line.",
+                "Write the code below; `%%remote -h` shows the options.",
             )
         return self._remote(options, cell, first_line=2)
 
@@ -98,7 +100,13 @@ class HpcMagics(Magics):
     def hpc(self, line: str) -> Any:
         """Look after sessions. `%hpc -h` shows the verbs."""
         verb, _, rest = line.strip().partition(" ")
-        verbs = {"": self._status, "status": self._status, "start": self._start, "stop": self._stop, "log": self._log}
+        verbs = {
+            "": self._status,
+            "status": self._status,
+            "start": self._start,
+            "stop": self._stop,
+            "log": self._log,
+        }
         if verb in ("-h", "--help", "help"):
             print(HPC)
             return None
@@ -130,8 +138,6 @@ class HpcMagics(Magics):
 
     def _ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
         """Give the session that the options mean; start it when there is none."""
-        from hpcmagic.notebook.session import check_syntax
-
         if cell is not None:
             check_syntax(cell)
         resources = _resources(options)
@@ -178,12 +184,13 @@ class HpcMagics(Magics):
         missing = [name for name in names if name not in self.shell.user_ns]
         if missing:
             raise DataError(
-                f"{', '.join(f'`{name}`' for name in missing)} is not defined here.", "Bind it in this notebook first."
+                f"{', '.join(f'`{name}`' for name in missing)} is not defined here.",
+                "Bind it in this notebook first.",
             )
         return {name: self.shell.user_ns[name] for name in names}
 
     def _status(self, _rest: str) -> None:
-        print(_table(start.sessions()))
+        print(_table(sessions()))
 
     def _start(self, rest: str) -> None:
         parser = OptionParser("%hpc start", "Start this notebook's session.")
@@ -202,25 +209,27 @@ class HpcMagics(Magics):
 
     def _stop(self, rest: str) -> None:
         name = rest or self.session_name or frontend.session_name()[0]
-        found = start.find(resolve({}), name)
+        found = find(resolve({}), name)
         if self.session is not None and self.session.name == name:
             self.session.stop()
             self.session = None
         elif found is not None:
-            start.stop_found(found)
+            stop_found(found)
         else:
             raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
         print(f"Session {name} stopped; its variables are gone.")
 
     def _log(self, rest: str) -> None:
         if rest and not rest.isdigit():
-            raise ProfileError(f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's.")
+            raise ProfileError(
+                f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's."
+            )
         name = self.session_name or frontend.session_name()[0]
-        found = start.find(resolve({}), name)
+        found = find(resolve({}), name)
         if found is None:
             raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
         path = found.directory.rank_log(int(rest)) if rest else found.directory.log
-        print(start.tail(path, 40) or f"{path.name} is empty.")
+        print(tail(path, 40) or f"{path.name} is empty.")
 
 
 def _resources(options: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +241,7 @@ def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
     """Write the line under each remote cell: ranks × elapsed, node-hours so far, when the job ends."""
     count = len(session.chosen(ranks))
     parts = [f"{count} rank{'s' if count > 1 else ''} × {output.clock(elapsed_s)}"]
-    parts.append(f"{session.node_seconds / 3600:.3g} node-hours so far")
+    parts.append(f"{session.node_seconds / 3600:.2g} node-hours so far")
     left = session.left_s()
     if left is not None:
         parts.append(f"job {session.job.job_id} ends at {output.time_of_day(left)}, in {output.clock(left)}")
@@ -251,6 +260,17 @@ def _table(rows: list[Status]) -> str:
         left = output.clock(s.left_s) if s.left_s is not None else "–"
         job = s.job_id if s.launcher == "slurm" else "this machine"
         nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
-        lines.append((s.session, s.state, job, nodes, str(s.ranks), output.clock(int(s.elapsed_s)), left, s.reason or ""))
+        lines.append(
+            (
+                s.session,
+                s.state,
+                job,
+                nodes,
+                str(s.ranks),
+                output.clock(int(s.elapsed_s)),
+                left,
+                s.reason or "",
+            )
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

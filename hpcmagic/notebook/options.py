@@ -14,7 +14,7 @@ from hpcmagic.errors import ProfileError
 Expand = Callable[[str], str]
 
 
-class HelpAsked(Exception):  # noqa: N818  # not an error: `-h` was given
+class HelpAsked(Exception):  # not an error: `-h` was given
     """Somebody asked for help; holds the text."""
 
 
@@ -61,6 +61,10 @@ class OptionParser(argparse.ArgumentParser):
         guess = f"Did you mean `{near[0]}`? " if near else ""
         raise ProfileError(f"{self.prog} has no option {option!r}.", f"{guess}`{self.prog} -h` shows all.")
 
+    def _takes_value(self, option: str) -> bool:
+        action = self._option_string_actions.get(option)
+        return action is not None and action.nargs is None
+
     def split(self, line: str, expand: Expand) -> tuple[list[str], str]:
         """Cut a line into its leading options, values expanded, and the rest as it was written.
 
@@ -70,17 +74,15 @@ class OptionParser(argparse.ArgumentParser):
         rest = line.strip()
         while match := re.match(r"(--?[A-Za-z][\w-]*)(=)?\s*", rest):
             name, equals = match.group(1), match.group(2)
-            action = self._option_string_actions.get(name)
             tokens.append(name)
             rest = rest[match.end() :]
-            if equals or (action is not None and action.nargs is None):
+            if equals or self._takes_value(name):
                 value, rest = _first_word(rest)
                 tokens[-1] = f"{name}={expand(value)}" if name.startswith("--") else tokens[-1]
                 if not name.startswith("--"):
                     tokens.append(expand(value))
-            elif re.fullmatch(r"-[A-Za-z]\w+", name) and (short := self._option_string_actions.get(name[:2])) is not None:
-                if short.nargs is None:  # -N4, as sbatch takes it
-                    tokens[-1:] = [name[:2], name[2:]]
+            elif re.fullmatch(r"-[A-Za-z]\w+", name) and self._takes_value(name[:2]):
+                tokens[-1:] = [name[:2], name[2:]]  # -N4, as sbatch takes it
         return tokens, rest
 
 
@@ -116,7 +118,11 @@ def add_resources(parser: OptionParser) -> None:
         (("--profile",), "NAME", "profile to start from"),
         (("--session",), "NAME", "session's name; stays the notebook's for later cells"),
         (("--launcher",), "local|slurm", "where to run; without it: SLURM where it answers"),
-        (("--no-client-limit",), "20", "end after so long (minutes, H:MM:SS or off) with no notebook and no cell"),
+        (
+            ("--no-client-limit",),
+            "20",
+            "end after so long (minutes, H:MM:SS or off) with no notebook and no cell",
+        ),
     ):
         group.add_argument(*flags, metavar=metavar, help=text)
     group.add_argument("--keep", action="store_true", help="let the session run on when an unattended kernel exits")

@@ -23,9 +23,9 @@ FRAME_LINES = 12
 
 
 def fold(texts: Mapping[int, str], *, labels: bool = True) -> str:
-    """Merge the ranks' texts into one.
+    r"""Merge the ranks' texts into one.
 
-    >>> print(fold({0: "a\\nok\\n", 1: "b\\nok\\n"}), end="")
+    >>> print(fold({0: "a\nok\n", 1: "b\nok\n"}), end="")
     [0] a
     [1] b
     [0-1] ok
@@ -124,7 +124,7 @@ def _value(reply: Reply) -> Any:
         return StaysOnRank(reply.rank, reply.described)
     try:
         return reply.value.load()
-    except Exception as error:  # noqa: BLE001  # a module that only the ranks have, a class of their own
+    except Exception as error:  # a module that only the ranks have, a class of their own
         return StaysOnRank(reply.rank, f"a value that cannot be loaded here ({type(error).__name__}: {error})")
 
 
@@ -222,7 +222,9 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24} h"
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24} h"
+    )
 
 
 def time_of_day(in_s: float) -> str:

@@ -99,7 +99,7 @@ class PerRank(Sequence[Any]):
             lines.append(f"… and {len(groups) - SHOWN} more")
         return "\n".join(lines)
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: FBT001  # IPython's signature
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # IPython's signature
         for number, line in enumerate(repr(self).splitlines()):
             if number:
                 printer.break_()

@@ -42,7 +42,7 @@ def _one_line(error: BaseException) -> str:
 def _pickles(value: Any) -> bool:
     try:
         cloudpickle.dumps(value, protocol=5, buffer_callback=lambda _: None)
-    except Exception:  # noqa: BLE001  # as above
+    except Exception:  # as above
         return False
     return True
 

@@ -1,8 +1,8 @@
 """The kernel's hold on a session: cells and values to the ranks, verbs to its job, its state.
 
-    start(...) ─► find or submit (notebook/start.py) ─► Session ─┬─ run, push, pull ─► wire/control ─► ranks
-                                                                ├─ status, stop    ─► launch
-                                                                └─ client          ─► ipyparallel itself
+start(...) ─► find or submit (notebook/start.py) ─► Session ─┬─ run, push, pull ─► wire/control ─► ranks
+                                                            ├─ status, stop    ─► launch
+                                                            └─ client          ─► ipyparallel itself
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Self
 from hpcmagic.errors import CellError, DataError, ProfileError, SessionEnded
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook import output
-from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.notebook.perrank import PerRank, rank_set
+from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control, Pending
 from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
@@ -26,6 +26,7 @@ from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
 LOOK_S = 1.0  # how often a waiting cell looks whether its session still lives
 ASK_S = 15.0  # … and asks the batch system
 INTERRUPT_S = 5.0
+MOST_RANKS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,12 @@ class Session:
     """
 
     def __init__(
-        self, directory: SessionDirectory, request: Request, launcher: Launcher, job: JobRecord, control: Control
+        self,
+        directory: SessionDirectory,
+        request: Request,
+        launcher: Launcher,
+        job: JobRecord,
+        control: Control,
     ) -> None:
         self.directory = directory
         self.request = request
@@ -173,7 +179,9 @@ class Session:
         """Ask how the session stands."""
         self._look_at_job()
         keeper = self.keeper_state()
-        return status_of(self.request, self.job, keeper, self._job_seen, self.elapsed_s(), self.left_s())
+        return status_of(
+            self.request, self.job, keeper, self._job_seen, elapsed_s=self.elapsed_s(), left_s=self.left_s()
+        )
 
     def stop(self) -> None:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""
@@ -333,9 +341,8 @@ def _parsed_ranks(text: str) -> list[int]:
     try:
         for item in text.split(","):
             low, dash, high = item.strip().partition("-")
-            if dash and int(high) - int(low) > 1_000_000:
-                raise ValueError
-            chosen += range(int(low), int(high if dash else low) + 1)
+            last = int(high if dash else low)
+            chosen += range(int(low), min(last, int(low) + MOST_RANKS) + 1)
     except ValueError:
         raise ProfileError(f"--ranks {text!r} is malformed.", "Write it as e.g. `--ranks 0,2-3`.") from None
     return chosen
@@ -385,6 +392,7 @@ def status_of(
     job: JobRecord,
     keeper: KeeperState | None,
     seen: JobState,
+    *,
     elapsed_s: float,
     left_s: float | None,
 ) -> Status:
@@ -399,5 +407,3 @@ def status_of(
     return Status(
         request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
     )
-
-

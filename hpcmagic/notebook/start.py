@@ -1,10 +1,10 @@
 """From a request to ranks that answer: find the session by its name, or submit a job and wait for it.
 
-    options ─► profiles.resolve ─► launcher ─► session's directory there?
-                                                 ├─ no:  make it, keys and request into it, submit
-                                                 ├─ yes: pick it up; other resources asked → an error
-                                                 └─ ended: say why; start anew only when asked to
-              ─► wait (queue: without limit; start: the keeper's limit) ─► connect, verify ─► Session
+options ─► profiles.resolve ─► launcher ─► session's directory there?
+                                             ├─ no:  make it, keys and request into it, submit
+                                             ├─ yes: pick it up; other resources asked → an error
+                                             └─ ended: say why; start anew only when asked to
+          ─► wait (queue: without limit; start: the keeper's limit) ─► connect, verify ─► Session
 """
 
 from __future__ import annotations
@@ -14,58 +14,22 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch import slurm
-from hpcmagic.launch.base import JobSpec, JobState, Launcher
-from hpcmagic.launch.local import LocalLauncher
-from hpcmagic.launch.slurm import SlurmLauncher
+from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.output import StatusLine, clock, time_of_day
-from hpcmagic.notebook.perrank import rank_set
-from hpcmagic.notebook.session import Session, Status, ended_error, status_of, stop, tail
+from hpcmagic.notebook.found import LAUNCHERS, Found, find
+from hpcmagic.notebook.output import clock
+from hpcmagic.notebook.session import Session, ended_error
+from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, resolve, walltime_s
-from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
+from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 ASKING_SIZES = (*SIZES, "partition", "account", "qos", "constraint")
-LOOK_S = (0.02, 0.5)  # how often to look at state.json: at first, and at most
-ASK_S = (0.5, 15.0)  # how often to ask the batch system
-KEEPER_SILENT_S = 3.0  # how long a keeper's last word may take after its job has ended
-
-LAUNCHERS: dict[str, type[LocalLauncher] | type[SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
-
-
-@dataclass
-class Found:
-    """A session's directory, with what its files say."""
-
-    directory: SessionDirectory
-    request: Request
-    job: JobRecord | None
-    keeper: KeeperState | None
-
-    @property
-    def launcher(self) -> Launcher:
-        """The batch system that the session's job is in."""
-        return LAUNCHERS[self.request.launcher]()
-
-    def job_state(self) -> JobState:
-        """Ask the batch system about the session's job."""
-        return JobState("ended") if self.job is None else self.launcher.state(self.job.job_id)
-
-    def ended(self) -> str:
-        """Give why the session has ended, or nothing while it lives."""
-        if self.keeper is not None and self.keeper.phase == "ended":
-            return self.keeper.cause or "without a word"
-        seen = self.job_state()
-        if seen.phase == "ended":
-            return seen.meaning or (f"SLURM says {seen.word}" if seen.word != "ENDED" else "its keeper is gone")
-        return ""
 
 
 def start(session: str | None = None, *, keep: bool = False, unasked: bool = True, **options: Any) -> Session:
@@ -108,7 +72,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             print(f"Session {name} (a name for `--session` and `%hpc`).")
     else:
         require_same(found.request, resources)
-    held = _wait_until_ready(found)
+    held = wait_until_ready(found)
     if not keep and frontend.unattended():
         atexit.register(_stop_at_exit, held)
     return held
@@ -152,30 +116,6 @@ def dry_run(session: str | None = None, **options: Any) -> str:
     return launcher.script(JobSpec(name, SessionDirectory(resources.directory / name), resources))
 
 
-def sessions(**options: Any) -> list[Status]:
-    """Give the status of every session of yours, by name."""
-    return [_status(found) for found in all_found(resolve(options))]
-
-
-def find(resources: Resources, name: str) -> Found | None:
-    """Find a session by its name, or by the notebook file that made it, since renamed."""
-    path = resources.directory / name
-    if path.is_dir():
-        return _read(SessionDirectory.open(path))
-    identity = frontend.notebook_identity()
-    if identity and name == frontend.session_name()[0]:
-        return next((f for f in all_found(resources) if f.request.notebook == identity), None)
-    return None
-
-
-def all_found(resources: Resources) -> list[Found]:
-    """Give every session whose directory is there."""
-    root = resources.directory
-    paths = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "ended") if root.is_dir() else []
-    found = (_read(SessionDirectory.open(path)) for path in paths)
-    return [f for f in found if f is not None]
-
-
 def require_name(name: str) -> None:
     """Refuse a name that could not be a directory's.
 
@@ -186,29 +126,9 @@ def require_name(name: str) -> None:
     """
     if not re.fullmatch(NAME, name) or name == "ended":
         raise ProfileError(
-            f"--session {name!r} is not a name for a session.", "Use letters, digits, `_`, `-` and `.`, at most 64."
+            f"--session {name!r} is not a name for a session.",
+            "Use letters, digits, `_`, `-` and `.`, at most 64.",
         )
-
-
-def stop_found(found: Found) -> None:
-    """End a session that this kernel may not hold."""
-    stop(found.directory, found.launcher, found.job)
-
-
-def _read(directory: SessionDirectory) -> Found | None:
-    request = directory.read_record(directory.request, Request)
-    if request is None:  # another kernel is just making it, or died while it did
-        return None
-    job = directory.read_record(directory.job, JobRecord)
-    return Found(directory, request, job, directory.read_record(directory.state, KeeperState))
-
-
-def _status(found: Found) -> Status:
-    seen = found.job_state()
-    job = found.job or JobRecord(found.request.launcher, "", time.time())
-    local = found.request.launcher == "local"
-    elapsed_s = time.time() - job.submitted if local else seen.elapsed_s
-    return status_of(found.request, job, found.keeper, seen, elapsed_s, seen.left_s)
 
 
 def _asked_sizes(resources: Resources) -> bool:
@@ -292,118 +212,10 @@ def require_same(request: Request, resources: Resources) -> None:
     mend = f"Use fewer ranks of it with `--ranks 0-{resources.ntasks - 1}`; else `%hpc stop`, then run this again."
     raise ProfileError(
         f"Session {request.session} runs with {has}, not {wants}.",
-        mend if fewer else "`%hpc stop` ends it (its variables are lost); then run this again, or use another `--session`.",
+        mend
+        if fewer
+        else "`%hpc stop` ends it (its variables are lost); then run this again, or use another `--session`.",
     )
-
-
-def _wait_until_ready(found: Found) -> Session:
-    """Wait for the job and its ranks, saying how it stands; Ctrl-C leaves the job where it is."""
-    job, name = found.job, found.request.session
-    if job is None:
-        raise LaunchError(f"Session {name} was never submitted.", "`%hpc stop` clears it away; then start again.")
-    line, launcher, began_s = StatusLine(), found.launcher, time.monotonic()
-    from hpcmagic.wire.control import Control  # ipyparallel loads while the job starts
-
-    try:
-        for text in _progress(found, launcher):
-            line.update(text)
-        control = Control.connect(found.directory, found.request)
-    except KeyboardInterrupt:
-        where = "stays in the queue" if found.keeper is None and job.launcher == "slurm" else "goes on starting"
-        raise LaunchError(
-            f"Stopped waiting; job {job.job_id} of session {name} {where}.",
-            "Run the cell again to wait for it; `%hpc stop` cancels it.",
-        ) from None
-    session = Session(found.directory, found.request, launcher, job, control)
-    line.finish(_ready_line(session, time.monotonic() - began_s))
-    return session
-
-
-def _ready_line(session: Session, waited_s: float) -> str:
-    keeper = session.keeper_state()
-    nodes = len(set(keeper.nodes))
-    where = "this machine" if session.request.launcher == "local" else f"{nodes} node{'s' if nodes > 1 else ''}"
-    world = f"MPI world of {keeper.world} ({keeper.starter})" if keeper.world else f"no MPI ({keeper.note or keeper.starter})"
-    left = session.left_s()
-    until = f", until {time_of_day(left)}" if left is not None else ""
-    return f"Session {session.name}: {session.size} ranks on {where} ready in {clock(waited_s)}, {world}{until}."
-
-
-def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
-    """Give a line on how things stand, again and again until the ranks are ready.
-
-    Raises
-    ------
-    LaunchError
-        The job ended, or can never start.
-    """
-    assert found.job is not None  # noqa: S101  # for the type checker: the caller looked
-    directory, request, job_id = found.directory, found.request, found.job.job_id
-    began_s, look_s, ask_s = time.monotonic(), LOOK_S[0], ASK_S[0]
-    ask_at, ended_at, seen = began_s + ask_s, 0.0, JobState("unknown")
-    while True:
-        found.keeper = directory.read_record(directory.state, KeeperState)
-        if found.keeper is not None and found.keeper.phase == "ready":
-            return
-        if found.keeper is not None and found.keeper.phase == "ended":
-            raise _not_started(found, found.keeper.cause)
-        now = time.monotonic()
-        if now >= ask_at:
-            seen = launcher.state(job_id)
-            ask_s = min(ask_s * 1.5, ASK_S[1])
-            ask_at = now + ask_s
-            if seen.hopeless:
-                raise _never_starts(found, launcher, seen)
-            if seen.phase == "ended":
-                ended_at = ended_at or now
-                ask_at = now + ASK_S[0]
-                if now - ended_at > KEEPER_SILENT_S:
-                    raise _not_started(found, seen.meaning or f"SLURM says {seen.word}", seen)
-        yield _progress_line(request, found.keeper, seen, job_id, now - began_s)
-        time.sleep(look_s)
-        look_s = min(look_s * 1.05, LOOK_S[1])
-
-
-def _progress_line(request: Request, keeper: KeeperState | None, seen: JobState, job_id: str, waited_s: float) -> str:
-    waited = clock(int(waited_s))
-    if keeper is None:
-        if request.launcher == "local" or seen.phase in ("running", "unknown"):
-            return f"Job {job_id}: starting, {waited}" if request.launcher == "slurm" else f"Starting, {waited}"
-        why = f": {seen.reason} – {seen.meaning}" if seen.meaning else f": {seen.reason}" if seen.reason else ""
-        expected = f"; expected to start {seen.expected_start}" if seen.expected_start else ""
-        return f"Job {job_id} waits in the queue{why}{expected}; {waited} so far (Ctrl-C leaves it there)"
-    missing = [rank for rank in range(request.ntasks) if rank not in keeper.ranks]
-    nodes = sorted({keeper.nodes[rank] for rank in missing if rank < len(keeper.nodes)})
-    on = f" on {', '.join(nodes[:4])}{' …' if len(nodes) > 4 else ''}" if nodes and request.launcher == "slurm" else ""
-    waiting = f", waiting for rank {rank_set(missing)}{on}" if missing else ""
-    return f"{request.ntasks - len(missing)} of {request.ntasks} ranks connected{waiting}, {waited}"
-
-
-def _never_starts(found: Found, launcher: Launcher, seen: JobState) -> LaunchError:
-    """Withdraw a job that cannot start as it stands: it has lost nothing by it."""
-    stop(found.directory, launcher, found.job)
-    job_id = found.job.job_id if found.job else ""
-    return LaunchError(
-        f"Job {job_id} can never start as it stands: {seen.reason} – {seen.meaning}. It was taken out of the queue.",
-        seen.mend.replace("JOBID", job_id),
-    )
-
-
-def _not_started(found: Found, cause: str, seen: JobState | None = None) -> LaunchError:
-    directory = found.directory
-    if seen is not None and seen.exit_status == slurm.NO_SUCH_DIRECTORY:
-        directory.put_aside()
-        return LaunchError(
-            f"The nodes do not see {directory.path}, the session's directory.",
-            "Set `session_dir` in your profile to a directory on a file system that the nodes share.",
-        )
-    said = [line for line in tail(directory.log, 3).splitlines() if line.strip()]
-    log = f" Its log ends: {' | '.join(said)}" if said else ""
-    directory.put_aside()
-    mend = "See above; `--dry-run` shows the script."
-    if "MPI" in cause:
-        mend = "Install mpi4py and an MPI library where the ranks run, or start with `mpi = \"none\"` in your profile."
-    return LaunchError(f"Session {found.request.session} did not start: {cause}.{log}", mend)
 
 
 def _stop_at_exit(session: Session) -> None:

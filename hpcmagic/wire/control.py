@@ -204,5 +204,3 @@ class Control:
         self.client._presence_socket.close(linger=0)  # noqa: SLF001
         self.client.close(linger=0)
         context.term()
-
-

@@ -125,6 +125,6 @@ def require_encrypted(socket: zmq.Socket[Any]) -> None:
     mechanism = socket.getsockopt(zmq.MECHANISM)
     if mechanism != zmq.CURVE:
         raise NotEncrypted(
-            f"A socket to the session speaks {zmq.SecurityMechanism(mechanism).name}, not CURVE.",
+            f"A socket to the session speaks {zmq.SecurityMechanism(int(mechanism)).name}, not CURVE.",
             "End the session with `%hpc stop` and start it again; report this if it stays.",
         )

@@ -1,0 +1,89 @@
+"""The sessions that are there: each by its directory, with what its files and its job say."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.launch.local import LocalLauncher
+from hpcmagic.launch.slurm import SlurmLauncher
+from hpcmagic.notebook import frontend
+from hpcmagic.notebook.session import Status, status_of, stop
+from hpcmagic.profiles import Resources, resolve
+from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
+
+LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
+
+
+@dataclass
+class Found:
+    """A session's directory, with what its files say."""
+
+    directory: SessionDirectory
+    request: Request
+    job: JobRecord | None
+    keeper: KeeperState | None
+
+    @property
+    def launcher(self) -> Launcher:
+        """The batch system that the session's job is in."""
+        return LAUNCHERS[self.request.launcher]()
+
+    def job_state(self) -> JobState:
+        """Ask the batch system about the session's job."""
+        return JobState("ended") if self.job is None else self.launcher.state(self.job.job_id)
+
+    def ended(self) -> str:
+        """Give why the session has ended, or nothing while it lives."""
+        if self.keeper is not None and self.keeper.phase == "ended":
+            return self.keeper.cause or "without a word"
+        seen = self.job_state()
+        if seen.phase == "ended":
+            return seen.meaning or (f"SLURM says {seen.word}" if seen.word != "ENDED" else "its keeper is gone")
+        return ""
+
+
+def sessions(**options: object) -> list[Status]:
+    """Give the status of every session of yours, by name."""
+    return [_status(found) for found in all_found(resolve(options))]
+
+
+def find(resources: Resources, name: str) -> Found | None:
+    """Find a session by its name, or by the notebook file that made it, since renamed."""
+    path = resources.directory / name
+    if path.is_dir():
+        return _read(SessionDirectory.open(path))
+    identity = frontend.notebook_identity()
+    if identity and name == frontend.session_name()[0]:
+        return next((f for f in all_found(resources) if f.request.notebook == identity), None)
+    return None
+
+
+def all_found(resources: Resources) -> list[Found]:
+    """Give every session whose directory is there."""
+    root = resources.directory
+    paths = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "ended") if root.is_dir() else []
+    found = (_read(SessionDirectory.open(path)) for path in paths)
+    return [f for f in found if f is not None]
+
+
+def stop_found(found: Found) -> None:
+    """End a session that this kernel may not hold."""
+    stop(found.directory, found.launcher, found.job)
+
+
+def _read(directory: SessionDirectory) -> Found | None:
+    request = directory.read_record(directory.request, Request)
+    if request is None:  # another kernel is just making it, or died while it did
+        return None
+    job = directory.read_record(directory.job, JobRecord)
+    return Found(directory, request, job, directory.read_record(directory.state, KeeperState))
+
+
+def _status(found: Found) -> Status:
+    seen = found.job_state()
+    job = found.job or JobRecord(found.request.launcher, "", time.time())
+    local = found.request.launcher == "local"
+    elapsed_s = time.time() - job.submitted if local else seen.elapsed_s
+    return status_of(found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s)

@@ -1,0 +1,140 @@
+"""Waiting for a session: its state, SLURM's reason in words, which ranks are missing; updated in place.
+
+queue (no time limit) ─► the job runs, its keeper writes state.json ─► k of n ranks ─► connect, verify ─► Session
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from hpcmagic.errors import LaunchError
+from hpcmagic.launch import slurm
+from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.notebook.found import Found
+from hpcmagic.notebook.output import StatusLine, clock, time_of_day
+from hpcmagic.notebook.perrank import rank_set
+from hpcmagic.notebook.session import Session, stop, tail
+from hpcmagic.profiles import MPI_WAYS
+from hpcmagic.rendezvous import KeeperState, Request
+
+LOOK_S = (0.02, 0.5)  # how often to look at state.json: at first, and at most
+ASK_S = (0.5, 15.0)  # how often to ask the batch system
+KEEPER_SILENT_S = 3.0  # how long a keeper's last word may take after its job has ended
+NO_MPI_MEND = "Install mpi4py and an MPI library where the ranks run, or set another `mpi` in your profile: {ways}."
+
+
+def wait_until_ready(found: Found) -> Session:
+    """Wait for the job and its ranks, saying how it stands; Ctrl-C leaves the job where it is."""
+    job, name = found.job, found.request.session
+    if job is None:
+        raise LaunchError(f"Session {name} was never submitted.", "`%hpc stop` clears it away; then start again.")
+    line, launcher, began_s = StatusLine(), found.launcher, time.monotonic()
+    from hpcmagic.wire.control import Control  # ipyparallel loads while the job starts
+
+    try:
+        for text in _progress(found, launcher):
+            line.update(text)
+        control = Control.connect(found.directory, found.request)
+    except KeyboardInterrupt:
+        where = "stays in the queue" if found.keeper is None and job.launcher == "slurm" else "goes on starting"
+        raise LaunchError(
+            f"Stopped waiting; job {job.job_id} of session {name} {where}.",
+            "Run the cell again to wait for it; `%hpc stop` cancels it.",
+        ) from None
+    session = Session(found.directory, found.request, launcher, job, control)
+    line.finish(_ready_line(session, time.monotonic() - began_s))
+    return session
+
+
+def _ready_line(session: Session, waited_s: float) -> str:
+    keeper = session.keeper_state()
+    nodes = len(set(keeper.nodes))
+    where = "this machine" if session.request.launcher == "local" else f"{nodes} node{'s' if nodes > 1 else ''}"
+    world = (
+        f"MPI world of {keeper.world} ({keeper.starter})"
+        if keeper.world
+        else f"no MPI ({keeper.note or keeper.starter})"
+    )
+    left = session.left_s()
+    until = f", until {time_of_day(left)}" if left is not None else ""
+    return f"Session {session.name}: {session.size} ranks on {where} ready in {clock(waited_s)}, {world}{until}."
+
+
+def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
+    """Give a line on how things stand, again and again until the ranks are ready.
+
+    Raises
+    ------
+    LaunchError
+        The job ended, or can never start.
+    """
+    assert found.job is not None  # noqa: S101  # for the type checker: the caller looked
+    directory, request, job_id = found.directory, found.request, found.job.job_id
+    began_s, look_s, ask_s = time.monotonic(), LOOK_S[0], ASK_S[0]
+    ask_at, ended_at, seen = began_s + ask_s, 0.0, JobState("unknown")
+    while True:
+        found.keeper = directory.read_record(directory.state, KeeperState)
+        if found.keeper is not None and found.keeper.phase == "ready":
+            return
+        if found.keeper is not None and found.keeper.phase == "ended":
+            raise _not_started(found, found.keeper.cause)
+        now = time.monotonic()
+        if now >= ask_at:
+            seen = launcher.state(job_id)
+            ask_s = min(ask_s * 1.5, ASK_S[1])
+            ask_at = now + ask_s
+            if seen.hopeless:
+                raise _never_starts(found, launcher, seen)
+            if seen.phase == "ended":
+                ended_at = ended_at or now
+                ask_at = now + ASK_S[0]
+                if now - ended_at > KEEPER_SILENT_S:
+                    raise _not_started(found, seen.meaning or f"SLURM says {seen.word}", seen)
+        yield _progress_line(request, found.keeper, seen, job_id, now - began_s)
+        time.sleep(look_s)
+        look_s = min(look_s * 1.05, LOOK_S[1])
+
+
+def _progress_line(request: Request, keeper: KeeperState | None, seen: JobState, job_id: str, waited_s: float) -> str:
+    waited = clock(int(waited_s))
+    if keeper is None:
+        if request.launcher == "local" or seen.phase in ("running", "unknown"):
+            return f"Job {job_id}: starting, {waited}" if request.launcher == "slurm" else f"Starting, {waited}"
+        why = f": {seen.reason} – {seen.meaning}" if seen.meaning else f": {seen.reason}" if seen.reason else ""
+        expected = f"; expected to start {seen.expected_start}" if seen.expected_start else ""
+        return f"Job {job_id} waits in the queue{why}{expected}; {waited} so far (Ctrl-C leaves it there)"
+    missing = [rank for rank in range(request.ntasks) if rank not in keeper.ranks]
+    nodes = sorted({keeper.nodes[rank] for rank in missing if rank < len(keeper.nodes)})
+    on = (
+        f" on {', '.join(nodes[:4])}{' …' if len(nodes) > 4 else ''}" if nodes and request.launcher == "slurm" else ""
+    )
+    waiting = f", waiting for rank {rank_set(missing)}{on}" if missing else ""
+    return f"{request.ntasks - len(missing)} of {request.ntasks} ranks connected{waiting}, {waited}"
+
+
+def _never_starts(found: Found, launcher: Launcher, seen: JobState) -> LaunchError:
+    """Withdraw a job that cannot start as it stands: it has lost nothing by it."""
+    stop(found.directory, launcher, found.job)
+    job_id = found.job.job_id if found.job else ""
+    return LaunchError(
+        f"Job {job_id} can never start as it stands: {seen.reason} – {seen.meaning}. It was taken out of the queue.",
+        seen.mend.replace("JOBID", job_id),
+    )
+
+
+def _not_started(found: Found, cause: str, seen: JobState | None = None) -> LaunchError:
+    directory = found.directory
+    if seen is not None and seen.exit_status == slurm.NO_SUCH_DIRECTORY:
+        directory.put_aside()
+        return LaunchError(
+            f"The nodes do not see {directory.path}, the session's directory.",
+            "Set `session_dir` in your profile to a directory on a file system that the nodes share.",
+        )
+    said = [line for line in tail(directory.log, 2).splitlines() if line.strip()]
+    log = f" Its log ends: {' | '.join(said)}" if said and "«" not in cause else ""
+    directory.put_aside()
+    mend = "See above; `--dry-run` shows the script."
+    if "mpi" in cause.lower():
+        mend = NO_MPI_MEND.format(ways=", ".join(MPI_WAYS))
+    return LaunchError(f"Session {found.request.session} did not start: {cause}.{log}", mend)
