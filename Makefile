@@ -30,7 +30,7 @@ lint: $(VENV)/.has-test ## style, format, types, and the laws of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.has-test ## the figures, against stock ipyparallel in the same run
-	@$(BIN)/python benchmarks
+	@$(BIN)/python benchmarks/all.py
 
 packages:
 	@.ci/install $$(tests/slurm/cluster packages) || echo "Going on without: tests that need them will say so."

@@ -38,7 +38,7 @@ def main() -> int:
         failure = run(notebook, Path(place))
     keep(notebook, source.stem)
     if failure:
-        print(f"\n{source.name} failed: {failure}", file=sys.stderr)
+        print(f"{source.name} failed in {failure}", file=sys.stderr)
     return 1 if failure else 0
 
 
@@ -58,7 +58,7 @@ def run(notebook: NotebookNode, place: Path) -> str:
                 client.execute_cell(cell, index)
             except (CellControlSignal, DeadKernelError) as error:  # failed, took too long, or killed its kernel
                 show_outputs(cell)
-                return ANSI.sub("", str(error)).strip().rpartition("\n")[2] or type(error).__name__
+                return f"cell {index + 1}: {getattr(error, 'ename', type(error).__name__)}"
             show_outputs(cell)
     return ""
 

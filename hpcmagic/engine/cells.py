@@ -42,6 +42,7 @@ from hpcmagic.wire.messages import (
     RunCell,
 )
 
+PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 CELL = "<cell"  # how the file names of cells begin
 LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", str(Path(os.__file__).parent))
 
@@ -324,7 +325,7 @@ def raised_by(error: BaseException) -> Raised:
     own = [entry for entry in entries if _is_users(entry.filename)]
     frames = [_frame(entry) for entry in own]
     last = entries[-1] if entries else None
-    if last is not None and own and last is not own[-1]:
+    if last is not None and own and last is not own[-1] and not _is_ours(last.filename):
         frames.append(_frame(last))
     if isinstance(error, SyntaxError) and (error.filename or "").startswith(CELL):
         where = f"{_file(error.filename or '')}, line {error.lineno}"
@@ -340,7 +341,13 @@ def _text(error: BaseException) -> str:
 
 
 def _is_users(filename: str) -> bool:
-    return filename.startswith(CELL) or not any(part in filename for part in (*LIBRARY, "<frozen", "/hpcmagic/"))
+    if filename.startswith(CELL):
+        return True
+    return not _is_ours(filename) and not any(part in filename for part in (*LIBRARY, "<frozen"))
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(PACKAGE)
 
 
 def _file(filename: str) -> str:

@@ -119,7 +119,7 @@ class HpcMagics(Magics):
         if options.dry_run:
             print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
             return None
-        cell = RunCell(source, f"cell {self.shell.execution_count}", first_line)
+        cell = RunCell(source, f"cell {self._cell_number()}", first_line)
         session = self._ensure(options, cell)
         if options.push:
             names = [name for name in options.push.split(",") if name]
@@ -135,6 +135,11 @@ class HpcMagics(Magics):
         if options.local:
             self.shell.run_cell(source).raise_error()
         return values
+
+    def _cell_number(self) -> int:
+        """Give the number that stands beside the cell that runs."""
+        running = self.shell.displayhook.exec_result
+        return int(getattr(running, "execution_count", None) or self.shell.execution_count)
 
     def _ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
         """Give the session that the options mean; start it when there is none."""

@@ -186,6 +186,15 @@ class StatusLine:
             sys.stdout.write(f"\r\x1b[2K{text}")
             sys.stdout.flush()
 
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._handle is not None:
+            self._handle.update({"text/plain": "", "text/html": "<span></span>"}, raw=True)
+        elif self._shown and self._tty:
+            sys.stdout.write("\r\x1b[2K")
+            sys.stdout.flush()
+        self._shown = ""
+
     def finish(self, text: str) -> None:
         """Show the last text, for good."""
         if in_notebook():
@@ -218,7 +227,7 @@ def clock(seconds: float) -> str:
     ('0.25 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.2f} s" if seconds < 10 and isinstance(seconds, float) else f"{seconds:.0f} s"
     minutes, rest = divmod(int(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"

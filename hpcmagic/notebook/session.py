@@ -225,10 +225,14 @@ class Session:
         self.require_alive()
         pending = self.control.send(message, ranks)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        line = output.StatusLine()
         try:
-            self._wait(pending, deadline)
+            self._wait(pending, deadline, line)
         except KeyboardInterrupt:
-            self._interrupted(pending)
+            line.clear()
+            self._interrupted(pending, line)
+        finally:
+            line.clear()
         if pending.lost:
             self.require_alive()
             raise SessionEnded(
@@ -237,11 +241,13 @@ class Session:
             )
         return [pending.replies[rank] for rank in sorted(pending.replies)]
 
-    def _wait(self, pending: Pending, deadline: float | None) -> None:
-        ask_at = time.monotonic() + ASK_S
+    def _wait(self, pending: Pending, deadline: float | None, line: output.StatusLine) -> None:
+        began_s = time.monotonic()
+        ask_at = began_s + ASK_S
         while not pending.wait(LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic()))):
             self.require_alive()
             now = time.monotonic()
+            line.update(_running_line(pending, now - began_s))
             if deadline is not None and now >= deadline:
                 self.control.interrupt(pending.missing())
                 pending.wait(INTERRUPT_S)
@@ -257,7 +263,7 @@ class Session:
                     self.require_alive()
                     raise self._ended(self._job_seen.meaning or self._job_seen.word)
 
-    def _interrupted(self, pending: Pending) -> None:
+    def _interrupted(self, pending: Pending, line: output.StatusLine) -> None:
         """Interrupt the ranks and wait for what they say to it; a second Ctrl-C lets go."""
         self.control.interrupt(pending.missing())
         print("Interrupting the ranks … (once more: let go, the ranks run on)")
@@ -266,9 +272,12 @@ class Session:
                 return
             missing = rank_set(pending.missing())
             print(f"Ranks {missing} have not stopped: they are inside MPI or C code.")
-            self._wait(pending, None)
+            self._wait(pending, None, line)
         except KeyboardInterrupt:
             missing = rank_set(pending.missing())
+            error = output.rank_error(list(pending.replies.values()), size=self.size)
+            if error is not None:
+                print(error.text)
             raise CellError(
                 f"Let go of the cell; ranks {missing} run on.",
                 "Their next cell waits until this one ends; `%hpc stop` ends the session.",
@@ -287,6 +296,16 @@ class Session:
         error = output.rank_error(replies, size=self.size)
         if error is not None:
             raise error
+
+
+def _running_line(pending: Pending, elapsed_s: float) -> str:
+    missing, count = pending.missing(), len(pending.ranks)
+    raised = [reply for reply in pending.replies.values() if reply.raised is not None]
+    names = " ".join(sorted({r.raised.name for r in raised if r.raised is not None}))
+    fault = f" (rank {rank_set(r.rank for r in raised)} raised {names})" if raised else ""
+    waiting = f"{count - len(missing)} of {count} done{fault}, waiting for rank {rank_set(missing)}"
+    state = f"running on {count} rank{'s' if count > 1 else ''}" if len(missing) == count else waiting
+    return f"{state}, {output.clock(int(elapsed_s))} (Ctrl-C or the stop button interrupts)"
 
 
 def check_syntax(cell: RunCell) -> None:

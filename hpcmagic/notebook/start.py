@@ -63,6 +63,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             raise ended_error(found.request.session, cause, found.request)
         found.directory.put_aside()
         found = None
+    submitted = found is None
     if found is None:
         if not unasked:
             require_asked(resources)
@@ -72,7 +73,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             print(f"Session {name} (a name for `--session` and `%hpc`).")
     else:
         require_same(found.request, resources)
-    held = wait_until_ready(found)
+    held = wait_until_ready(found, submitted=submitted)
     if not keep and frontend.unattended():
         atexit.register(_stop_at_exit, held)
     return held

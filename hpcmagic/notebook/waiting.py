@@ -24,8 +24,14 @@ KEEPER_SILENT_S = 3.0  # how long a keeper's last word may take after its job ha
 NO_MPI_MEND = "Install mpi4py and an MPI library where the ranks run, or set another `mpi` in your profile: {ways}."
 
 
-def wait_until_ready(found: Found) -> Session:
-    """Wait for the job and its ranks, saying how it stands; Ctrl-C leaves the job where it is."""
+def wait_until_ready(found: Found, *, submitted: bool) -> Session:
+    """Wait for the job and its ranks, saying how it stands; Ctrl-C leaves the job where it is.
+
+    Parameters
+    ----------
+    submitted
+        Whether this very call submitted the job, or picks up what is there.
+    """
     job, name = found.job, found.request.session
     if job is None:
         raise LaunchError(f"Session {name} was never submitted.", "`%hpc stop` clears it away; then start again.")
@@ -43,11 +49,12 @@ def wait_until_ready(found: Found) -> Session:
             "Run the cell again to wait for it; `%hpc stop` cancels it.",
         ) from None
     session = Session(found.directory, found.request, launcher, job, control)
-    line.finish(_ready_line(session, time.monotonic() - began_s))
+    waited_s = time.monotonic() - began_s
+    line.finish(_ready_line(session, f"ready in {clock(waited_s)}" if submitted else "picked up"))
     return session
 
 
-def _ready_line(session: Session, waited_s: float) -> str:
+def _ready_line(session: Session, how: str) -> str:
     keeper = session.keeper_state()
     nodes = len(set(keeper.nodes))
     where = "this machine" if session.request.launcher == "local" else f"{nodes} node{'s' if nodes > 1 else ''}"
@@ -58,7 +65,7 @@ def _ready_line(session: Session, waited_s: float) -> str:
     )
     left = session.left_s()
     until = f", until {time_of_day(left)}" if left is not None else ""
-    return f"Session {session.name}: {session.size} ranks on {where} ready in {clock(waited_s)}, {world}{until}."
+    return f"Session {session.name}: {session.size} ranks on {where} {how}, {world}{until}."
 
 
 def _progress(found: Found, launcher: Launcher) -> Iterator[str]:

@@ -23,7 +23,7 @@ def user():
     return user_file().write_text
 
 
-def refused(*, match="", environment=None, **options):
+def refused(*, match=None, environment=None, **options):
     """The two lines in which `resolve` refuses."""
     with pytest.raises(ProfileError, match=match) as error:
         resolve(options, environment or {})
@@ -104,7 +104,7 @@ def test_every_key_from_everywhere(key, user):
     """Every key may stand in a file, in the environment and among the options, and means the same."""
     value = {
         "launcher": "local", "session_dir": "/scratch/s", "mem": "2G", "time": "20", "mpi": "pmix",
-        "no_client_limit": "20", "start_timeout": "20", "python": "/opt/python",
+        "no_client_limit": "30", "start_timeout": "30", "python": "/opt/python",
     }.get(key, "2")  # fmt: skip
     user(f'[profiles.p]\n{key} = "{value}"\n')
     field = {"no_client_limit": "no_client_limit_s", "start_timeout": "start_timeout_s"}.get(key, key)
