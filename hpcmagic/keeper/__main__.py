@@ -104,7 +104,7 @@ class Keeper:
         if self.state.phase == "starting":
             return self._look_starting(status)
         if status is not None:
-            return f"the ranks ended ({status_words(status)})"
+            return f"the ranks ended: {self.ranks.who_ended()}{status_words(status)}{self.first_words()}"
         return self.watch.decide(
             time.monotonic(), clients=self.controller.presence.count, busy=self.controller.busy()
         )
@@ -125,13 +125,14 @@ class Keeper:
         if ranks == tuple(range(self.request.ntasks)):
             way = self.ranks.starter
             self.controller.heartmonitor_process.slow_down()
+            self.log_begins = os.fstat(self.log).st_size
             self.tell(phase="ready", ranks=ranks, world=self.request.ntasks if way.mpi else 0)
         elif ranks != self.state.ranks:
             self.tell(ranks=ranks)
         return ""
 
     def first_words(self) -> str:
-        """Give what this attempt's processes said first: the cause stands there, the consequences after it."""
+        """Give what the log said first since the start, or since all was ready: the cause stands there."""
         with self.directory.log.open(errors="replace") as log:
             log.seek(self.log_begins)
             lines = [line.strip() for line in log.read(4096).splitlines()]

@@ -110,11 +110,12 @@ class Ranks:
 
     def ended(self) -> int | None:
         """Give the exit status of the first process that has ended; None while all run."""
-        for process in self.processes:
-            status = process.poll()
-            if status is not None:
-                return status
-        return None
+        return next((s for p in self.processes if (s := p.poll()) is not None), None)
+
+    def who_ended(self) -> str:
+        """Name the rank that ended first, where each rank is a process of ours."""
+        ended = [rank for rank, process in enumerate(self.processes) if process.poll() is not None]
+        return f"rank {ended[0]} " if self.starter.name == "processes" and ended else ""
 
     def end(self) -> None:
         """End all ranks: first kindly, then not."""

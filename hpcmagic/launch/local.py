@@ -55,7 +55,8 @@ class LocalLauncher:
         status = child.poll() if child is not None else None
         if status is None and _start_ticks(int(pid)) == began:
             return JobState("running", "RUNNING", nodes=os.uname().nodename)
-        return JobState("ended", "ENDED", exit_status=status)
+        how = f" (killed by {signal.Signals(-status).name})" if status is not None and status < 0 else ""
+        return JobState("ended", "ENDED", meaning=f"its keeper is gone{how}", exit_status=status)
 
     def cancel(self, job_id: str) -> None:
         """Ask the keeper to end its ranks and itself; kill it when it does not."""

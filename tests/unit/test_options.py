@@ -34,13 +34,10 @@ def refused(line):
     return error.value
 
 
-@pytest.mark.parametrize("form", ["-N4", "-N 4", "--nodes=4", "--nodes 4", "-N  4", "--nodes= 4", '--nodes "4"', "-N=4"])
+@pytest.mark.parametrize("form", ["-N4", "-N 4", "--nodes=4", "--nodes 4", "-N  4", "--nodes= 4", '--nodes "4"'])
 def test_ways_to_write_a_value(form):
     """A value may stand at its option, behind it or behind an equals sign, as with sbatch."""
-    expected = "=4" if form == "-N=4" else "4"  # sbatch's short options take what follows them, as every getopt
-    options, rest = parsed(form)
-    assert options in ({"nodes": expected}, {"nodes": "4"})
-    assert rest == ""
+    assert parsed(form) == ({"nodes": "4"}, "")
 
 
 @pytest.mark.parametrize(
@@ -128,11 +125,10 @@ def test_no_abbreviations(line):
     refused(line)
 
 
-@pytest.mark.parametrize("line", ["--nodes", "-N", "--local --nodes", "--nodes=", "-p  "])
+@pytest.mark.parametrize("line", ["--mem", "-t", "--local --mem", "--mem=", "-t  ", "--nodes 2 --mem"])
 def test_missing_value(line):
     """An option that lacks its value is named."""
-    error = refused(line)
-    assert any(name in str(error) for name in ("nodes", "-N", "-p", "partition")), str(error)
+    assert ("--mem" if "--mem" in line else "-t") in refused(line).message
 
 
 @pytest.mark.parametrize("line", ["--timeout soon", "--timeout=", "--keep=3", "--local=yes"])

@@ -1,0 +1,506 @@
+"""What ranks print, show and raise, folded: nothing lost, nothing made up, each line with its ranks."""
+
+import re
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcmagic.errors import DataError
+from hpcmagic.notebook import output
+from hpcmagic.notebook.output import StatusLine, clock, fold, rank_error, show, time_of_day, values
+from hpcmagic.notebook.perrank import PerRank, StaysOnRank, rank_set
+from hpcmagic.notebook.pickling import pickle_for_ranks
+from hpcmagic.wire.messages import Frame, Output, Raised, Reply
+
+FOLDING_MAY_TAKE_S = 2.0  # on a slow machine; it takes a tenth of that
+
+
+# ---- sets of ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        ([], ""),
+        ([3], "3"),
+        ([0, 1], "0-1"),
+        ([0, 2], "0,2"),
+        ([2, 0, 1, 5], "0-2,5"),
+        ([10, 9, 11, 1], "1,9-11"),
+        (range(1000), "0-999"),
+        ({7, 8}, "7-8"),
+    ],
+)
+def test_rank_set(ranks, text):
+    """Ranks are written as SLURM writes nodes, whatever order they come in."""
+    assert rank_set(ranks) == text
+
+
+def ranks_of(text):
+    """Read what `rank_set` wrote."""
+    for item in text.split(","):
+        low, _, high = item.partition("-")
+        yield from range(int(low), int(high or low) + 1)
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_rank_set_read_back(ranks):
+    """No rank is lost in writing, none is made up."""
+    assert set(ranks_of(rank_set(ranks))) == ranks
+
+
+# ---- folding
+
+
+@pytest.mark.parametrize(
+    ("texts", "folded"),
+    [
+        ({}, ""),
+        ({0: "", 1: ""}, ""),
+        ({0: "hello\n"}, "[0] hello\n"),
+        ({0: "a\n", 1: "a\n", 2: "a\n"}, "[0-2] a\n"),
+        ({0: "a\n", 1: "b\n"}, "[0] a\n[1] b\n"),
+        ({0: "a\n", 1: "b\n", 2: "a\n", 3: "b\n"}, "[0,2] a\n[1,3] b\n"),
+        ({3: "c\n", 0: "a\n", 1: "b\n"}, "[0] a\n[1] b\n[3] c\n"),
+        ({0: "a\nok\n", 1: "b\nok\n"}, "[0] a\n[1] b\n[0-1] ok\n"),
+        (
+            {0: "begin\n0\nmid\nend\n", 1: "begin\n1\nmid\n1\nend\n"},
+            "[0-1] begin\n[0] 0\n[1] 1\n[0-1] mid\n[1] 1\n[0-1] end\n",
+        ),
+        ({0: "a\n", 1: "", 2: "a\n"}, "[0,2] a\n"),
+        ({0: "a", 1: "a\n"}, "[0-1] a\n"),
+        ({0: "a"}, "[0] a\n"),
+        ({0: "a\n\nb\n", 1: "a\n\nb\n"}, "[0-1] a\n[0-1] \n[0-1] b\n"),
+        ({0: "\n"}, "[0] \n"),
+        ({0: "x\nx\n", 1: "x\n"}, "[0-1] x\n[0] x\n"),
+    ],
+    ids=[
+        "nobody", "nothing", "one rank", "all equal", "all differ", "two groups", "out of order", "common last",
+        "common anchored", "one silent", "no last newline", "one rank, no newline", "blank lines", "only a newline",
+        "more of the same",
+    ],
+)  # fmt: skip
+def test_fold(texts, folded):
+    """Common lines are printed once and anchor the others; each rank's own lines stand between them."""
+    assert fold(texts) == folded
+
+
+def test_fold_without_labels():
+    """A session of one rank needs no labels."""
+    assert fold({0: "a\n\nb\n"}, labels=False) == "a\n\nb\n"
+
+
+def test_own_lines_stay_together():
+    """Between common lines one rank's lines stay together: a traceback or a table is not torn apart."""
+    folded = fold({0: "a1\na2\nsame\n", 1: "b1\nb2\nsame\n"})
+    assert folded == "[0] a1\n[0] a2\n[1] b1\n[1] b2\n[0-1] same\n"
+
+
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_only_newlines_end_lines(character):
+    """A line ends where the program ended it, and not at some other character that Unicode counts as a break."""
+    line = f"before{character}after"
+    assert fold({0: f"{line}\n", 1: f"{line}\n"}) == f"[0-1] {line}\n"
+    assert fold({0: f"{line}\n"}, labels=False) == f"{line}\n"
+
+
+def test_progress_bar_is_one_line():
+    """A progress bar that draws itself anew behind `\\r` does not become a line for each of its states."""
+    bar = "".join(f"\r{percent}%" for percent in range(101)) + "\n"
+    folded = fold({0: bar, 1: bar})
+    assert folded.count("\n") == 1
+    assert folded.endswith("100%\n")
+    assert folded.startswith("[0-1]")
+
+
+@pytest.mark.parametrize("count", [17, 64, 1024])
+def test_many_ranks(count):
+    """However many ranks there are, those that say the same are folded, and a common line is printed once."""
+    assert fold(dict.fromkeys(range(count), "ok\n")) == f"[0-{count - 1}] ok\n"
+    folded = fold({rank: f"rank {rank}\nready\n" for rank in range(count)})
+    assert folded.count("ready") == 1, f"{folded.count('ready')} times"
+    assert folded.startswith("[0] rank 0\n[1] rank 1\n")
+    assert folded.endswith(f"[0-{count - 1}] ready\n")
+
+
+HUGE = {
+    "equal": {rank: "same line\n" * 100_000 for rank in range(4)},
+    "different": {rank: "".join(f"{rank} {i}\n" for i in range(50_000)) for rank in range(4)},
+    "many short": {rank: f"{rank}\n" * 1000 for rank in range(200)},
+    "one long line": {rank: f"{rank}" * 1_000_000 for rank in range(4)},
+    "alternating": {rank: "".join(f"{rank} {i}\nok\n" for i in range(900)) for rank in range(4)},
+    "nearly equal": {rank: "ok\n" * (1990 + rank) for rank in range(8)},
+    "two words": {rank: "".join(("a\n", "b\n")[i * (rank + 3) // 7 % 2] for i in range(1900)) for rank in range(8)},
+}
+
+
+@pytest.mark.parametrize("texts", HUGE.values(), ids=HUGE.keys())
+def test_huge_outputs(texts):
+    """Whatever ranks print, folding it takes no time that one notices."""
+    began = time.perf_counter()
+    folded = fold(texts)
+    assert time.perf_counter() - began < FOLDING_MAY_TAKE_S
+    assert folded
+
+
+LINES = st.lists(st.sampled_from(["a", "b", "c", "", "x y"]), max_size=8)
+TEXTS = st.dictionaries(st.integers(0, 9), LINES, max_size=5)
+
+
+@given(TEXTS, st.booleans())
+def test_nothing_lost_nothing_invented(lines, last_newline):
+    """Reading only the lines with a rank's label gives back what that rank printed, for every rank."""
+    end = "\n" if last_newline else ""
+    texts = {rank: "\n".join(own) + end if own else "" for rank, own in lines.items()}
+    seen = {rank: [] for rank in texts}
+    for line in fold(texts).splitlines():
+        label, text = re.fullmatch(r"\[([\d,-]+)\] (.*)", line).groups()
+        for rank in ranks_of(label):
+            seen[rank].append(text)
+    assert seen == {rank: text.splitlines() for rank, text in texts.items()}
+
+
+@given(TEXTS)
+def test_fold_knows_no_order_of_arrival(lines):
+    """The same texts fold to the same, whichever rank answered first."""
+    texts = {rank: "\n".join(own) for rank, own in lines.items()}
+    assert fold(texts) == fold(dict(reversed(texts.items())))
+
+
+# ---- a cell's outputs
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What is displayed, instead of printing its text."""
+    shown = []
+    monkeypatch.setattr(output, "_publish", lambda data, metadata: shown.append(data))
+    return shown
+
+
+def test_show_in_order(capsys, displayed):
+    """Text before a display stays before it; texts after it follow."""
+    outputs = (Output("stdout", "before\n"), Output("display", data={"text/plain": "figure"}), Output("stdout", "after\n"))
+    show([Reply(0, outputs), Reply(1, outputs)], labels=True)
+    assert capsys.readouterr().out == "[0-1] before\n[0-1]\n[0-1] after\n"
+    assert displayed == [{"text/plain": "figure"}]
+
+
+def test_show_streams_apart(capsys):
+    """What ranks wrote to stderr arrives on stderr."""
+    show([Reply(0, (Output("stdout", "out\n"), Output("stderr", "err\n")))], labels=False)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("out\n", "err\n")
+
+
+def test_displays_with_their_ranks(capsys, displayed):
+    """Equal displays are shown once with all their ranks, others each with its own."""
+    same, other = {"text/plain": "same"}, {"text/plain": "other"}
+    replies = [Reply(rank, (Output("display", data=other if rank == 1 else same),)) for rank in range(3)]
+    show(replies, labels=True)
+    assert capsys.readouterr().out == "[0,2]\n[1]\n"
+    assert displayed == [same, other]
+
+
+def test_show_nothing(capsys):
+    """A cell that says nothing shows nothing."""
+    show([Reply(0), Reply(1)], labels=True)
+    show([], labels=True)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- errors
+
+
+def raising(rank, text="boom", name="ValueError", line=2, function="<module>"):
+    """A rank's answer of an error in the cell."""
+    frames = (Frame(f"3, line {line}", function, "f(x)"),)
+    return Reply(rank, raised=Raised(name, text, frames, f"Traceback of rank {rank}\n{name}: {text}\n"))
+
+
+def test_no_error():
+    """Where no rank raised there is no error."""
+    assert rank_error([Reply(0), Reply(1)], size=2) is None
+    assert rank_error([], size=2) is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "where"),
+    [
+        ([0], 1, "ValueError: boom"),
+        ([1], 4, "ValueError on rank 1: boom"),
+        ([0, 2, 3], 4, "ValueError on ranks 0,2-3: boom"),
+        ([0, 1, 2, 3], 4, "ValueError on all 4 ranks: boom"),
+    ],
+)
+def test_one_error(ranks, size, where):
+    """The same error of many ranks is one, and names them; with its line of the cell."""
+    error = rank_error([raising(r) if r in ranks else Reply(r) for r in range(size)], size=size)
+    assert error.text.splitlines() == [where, "  3, line 2:  f(x)"]
+    assert error.ranks == tuple(ranks)
+
+
+def test_function_named():
+    """A line inside a function says which."""
+    assert "  3, line 7 in solve:  f(x)" in rank_error([raising(0, line=7, function="solve")], size=1).text
+
+
+def test_texts_that_differ():
+    """One error in the same line whose text differs by rank is one block, with each text and its ranks."""
+    error = rank_error([raising(0, "1"), raising(1, "2"), raising(2, "1"), Reply(3)], size=4)
+    assert error.text.splitlines() == ["ValueError on ranks 0-2:", "  [0,2] 1", "  [1] 2", "  3, line 2:  f(x)"]
+
+
+def test_errors_that_differ():
+    """Errors of another kind or another line are told apart; the ranks of all are known."""
+    error = rank_error([raising(0), raising(1, name="KeyError"), raising(2, line=5), raising(3)], size=4)
+    heads = [line for line in error.text.splitlines() if not line.startswith(" ")]
+    assert heads == ["ValueError on ranks 0,3: boom", "KeyError on rank 1: boom", "ValueError on rank 2: boom"]
+    assert error.ranks == (0, 1, 2, 3)
+
+
+def test_many_texts():
+    """A thousand ranks with a thousand texts leave a message that one can read, and every rank is in it."""
+    error = rank_error([raising(rank, f"value {rank}") for rank in range(1000)], size=1000)
+    assert len(error.text.splitlines()) < 40
+    assert "all 1000 ranks" in error.text
+    assert "992 more" in error.text
+
+
+def test_full_traceback_kept():
+    """The whole traceback of one rank of each distinct error can be asked for."""
+    error = rank_error([raising(0), raising(1), raising(2, name="KeyError")], size=3)
+    assert "Traceback of rank 0" in error.full
+    assert "Traceback of rank 2" in error.full
+    assert "Traceback of rank 1" not in error.full
+
+
+def test_deep_traceback():
+    """Of a deep recursion the last lines are shown: there it broke."""
+    frames = tuple(Frame(f"3, line {n}", "f", "f(x)") for n in range(1000))
+    error = rank_error([Reply(0, raised=Raised("RecursionError", "too deep", frames, ""))], size=1)
+    assert len(error.text.splitlines()) < 40
+    assert "line 999" in error.text
+
+
+# ---- values
+
+
+def test_values():
+    """The last values become a PerRank of the ranks that took part; where there is none, nothing."""
+    replies = [Reply(r, has_value=True, value=pickle_for_ranks("v", r * 10)) for r in (1, 3)]
+    assert dict(zip(values(replies).ranks, values(replies), strict=True)) == {1: 10, 3: 30}
+    assert values([Reply(0), Reply(1)]) is None
+
+
+def test_some_without_value():
+    """A rank whose last value was None among others with one keeps its place."""
+    replies = [Reply(0), Reply(1, has_value=True, value=pickle_for_ranks("v", "x"))]
+    assert list(values(replies)) == [None, "x"]
+
+
+def test_value_that_stays():
+    """A value that was not sent shows what it is and how to fetch it."""
+    (value,) = values([Reply(2, has_value=True, described="numpy.ndarray, shape (9, 9)")])
+    assert isinstance(value, StaysOnRank)
+    assert "numpy.ndarray, shape (9, 9)" in repr(value)
+    assert "%pull" in repr(value)
+
+
+def test_value_that_cannot_be_loaded():
+    """A value whose module is only on the ranks is no error here: it says why it cannot be shown."""
+    broken = pickle_for_ranks("v", 1).__class__(b"\x80\x05cno_such_module\nThing\n.")
+    (value,) = values([Reply(0, has_value=True, value=broken)])
+    assert "no_such_module" in repr(value)
+
+
+# ---- PerRank
+
+
+def test_indexed_by_rank():
+    """A PerRank is indexed by rank, and not by position."""
+    result = PerRank({3: "d", 1: "b"})
+    assert (result[1], result[3], len(result), result.ranks) == ("b", "d", 2, (1, 3))
+    assert list(result) == ["b", "d"]
+    for rank in (0, 2, 4):
+        with pytest.raises(IndexError, match=rf"rank {rank}.*1,3"):
+            result[rank]
+
+
+def test_indexed_by_numpy_integer():
+    """A rank that came out of an array is a rank."""
+    assert PerRank({0: "a", 1: "b"})[np.int64(1)] == "b"
+
+
+def test_from_the_end():
+    """Negative numbers and slices count within the ranks there are."""
+    result = PerRank({1: "b", 3: "d", 5: "f"})
+    assert (result[-1], result[-3], result[:2], result[::-1]) == ("f", "b", ["b", "d"], ["f", "d", "b"])
+    with pytest.raises(IndexError):
+        result[-4]
+
+
+def test_sequence_of_a_subset():
+    """Whatever a sequence can do works for a subset of the ranks as well."""
+    result = PerRank({1: "b", 3: "d"})
+    assert "d" in result
+    assert "c" not in result
+    assert list(reversed(result)) == ["d", "b"]
+    assert result.count("d") == 1
+    assert result[result.index("d")] == "d"
+    assert np.asarray(result).tolist() == ["b", "d"]
+
+
+class Quiet:
+    """A value whose repr hides a part of it."""
+
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+    def __eq__(self, other):
+        return self.hidden == other.hidden
+
+    def __hash__(self):
+        return hash(self.hidden)
+
+    def __repr__(self):
+        return "Quiet"
+
+
+def differing(size):
+    """Two arrays that differ by a hair in the middle."""
+    one, other = np.zeros(size), np.zeros(size)
+    other[size // 2] = 1e-12
+    return one, other
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, "x", None, [1, 2], {"a": 1}, float("nan"), np.arange(5000), np.array([np.nan, 1.0]), Quiet(1), {3, 1, 2}],
+)
+def test_same(value):
+    """Where all ranks hold one value, that is given; arrays and not-a-number included."""
+    copies = {rank: pickle_for_ranks("v", value).load() if not isinstance(value, Quiet) else Quiet(1) for rank in range(3)}
+    assert repr(PerRank(copies).same()) == repr(value)
+
+
+def test_same_whatever_the_order():
+    """Equal values are the same though they are written otherwise."""
+    assert PerRank({0: {"a": 1, "b": 2}, 1: {"b": 2, "a": 1}}).same() == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, 2), ("1", 1), (None, 0), ([1], [1, 1]), (Quiet(1), Quiet(2)), differing(10), differing(5000)],
+    ids=["numbers", "types", "none", "lists", "equal reprs", "array", "long array"],
+)
+def test_not_the_same(one, other):
+    """Where ranks differ, `same` raises and names who, even if the difference does not show in their reprs."""
+    with pytest.raises(DataError, match="different") as error:
+        PerRank({0: one, 1: one, 2: other}).same()
+    assert "0-1" in error.value.message
+    assert "2" in error.value.message
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_not_the_same_by_the_thousand():
+    """The error stays short, however many ranks differ and however long their values are."""
+    with pytest.raises(DataError) as error:
+        PerRank({rank: f"{rank}\n" * 1000 for rank in range(1000)}).same()
+    assert len(str(error.value)) < 1000
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({0: 1, 1: 1, 2: 1}, "[0-2] 1"),
+        ({0: 1, 1: 2, 2: 1}, "[0,2] 1\n[1] 2"),
+        ({0: "a"}, "[0] 'a'"),
+        ({}, ""),
+        ({0: np.eye(2)}, "[0] array([[1., 0.],\n           [0., 1.]])"),
+    ],
+)
+def test_repr(values, shown):
+    """The display folds equal values and keeps values of several lines straight."""
+    assert repr(PerRank(values)) == shown
+
+
+def test_repr_of_many():
+    """A display of many values says how many more there are."""
+    shown = repr(PerRank(dict(enumerate(range(100))))).splitlines()
+    assert len(shown) < 40
+    assert shown[-1] == "… and 68 more"
+
+
+def test_shown_by_ipython():
+    """IPython's printer shows the same lines."""
+    from IPython.lib.pretty import pretty
+
+    result = PerRank({0: np.eye(2), 1: 5})
+    assert pretty(result) == repr(result)
+    assert pretty(PerRank({})) == ""
+    assert "[1] 5" in pretty([result])
+
+
+# ---- times and the status line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00 s"),
+        (0.25, "0.25 s"),
+        (9.99, "9.99 s"),
+        (10, "10 s"),
+        (59, "59 s"),
+        (59.7, "1 min"),
+        (60, "1 min"),
+        (75, "1 min 15 s"),
+        (1200, "20 min"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 0 min"),
+        (7265, "2 h 1 min"),
+        (86400, "24 h 0 min"),
+        (2 * 86400, "2 d 0 h"),
+        (2.5 * 86400, "2 d 12 h"),
+    ],
+)
+def test_clock(seconds, text):
+    """Durations are written as people read them."""
+    assert clock(seconds) == text
+
+
+def test_time_of_day(monkeypatch):
+    """A time today is hours and minutes; one that is further off has its day."""
+    monkeypatch.setattr(output, "time", SimpleNamespace(
+        time=lambda: 1_700_000_000.0, localtime=time.gmtime, strftime=time.strftime))  # fmt: skip
+    assert time_of_day(60) == "22:14"
+    assert time_of_day(86400) == "Wed 22:13"
+
+
+def test_status_line_without_a_terminal(capsys):
+    """Where nothing can be updated in place, only the last text is printed: a log does not fill up."""
+    line = StatusLine()
+    for text in ("waiting, 1 s", "waiting, 2 s"):
+        line.update(text)
+    line.finish("ready")
+    assert capsys.readouterr().out == "ready\n"
+
+
+def test_status_line_in_a_terminal(capsys, monkeypatch):
+    """A terminal sees one line that changes, and a new line only at the end."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    line = StatusLine()
+    line.update("waiting")
+    line.update("waiting")
+    line.finish("ready")
+    out = capsys.readouterr().out
+    assert out.count("waiting") == 1
+    assert out.count("\n") == 1
+    assert out.endswith("ready\n")
