@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+WRONG_WORLD = 78  # exit status by which a rank says that MPI's world is not the session's
+NO_MPI = 79  # … that mpi4py or its library cannot be loaded
+KEEPER_GONE = 80  # … that its keeper no longer runs
 ENDED_KEPT = 20  # directories of ended sessions that stay readable
 
 

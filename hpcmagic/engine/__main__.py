@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.engine.agent import NO_MPI, WRONG_WORLD, Agent
-from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.engine.agent import Agent
+from hpcmagic.rendezvous import NO_MPI, WRONG_WORLD, Connection, Request, SessionDirectory
 
 RANK_VARIABLES = ("HPCMAGIC_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 

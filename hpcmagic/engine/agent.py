@@ -10,11 +10,7 @@ import os
 import threading
 import time
 
-from hpcmagic.rendezvous import Request, SessionDirectory
-
-WRONG_WORLD = 78  # exit status: MPI's world is not the session's
-NO_MPI = 79  # exit status: mpi4py or its library cannot be loaded
-KEEPER_GONE = 80  # exit status
+from hpcmagic.rendezvous import KEEPER_GONE, Request, SessionDirectory
 
 LOOK_S = 1.0
 

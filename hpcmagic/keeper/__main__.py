@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import HpcMagicError
-from hpcmagic.keeper.ranks import NO_MPI, WRONG_WORLD, Ranks, Starter, expected_nodes, starters
+from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, starters
 from hpcmagic.keeper.watch import Watch
-from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
+from hpcmagic.rendezvous import NO_MPI, WRONG_WORLD, KeeperState, Request, SessionDirectory
 
 LOOK_MS = 250
 FIRST_WORDS = 240

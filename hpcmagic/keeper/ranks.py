@@ -5,7 +5,7 @@ The ways are tried in order, until one gives a world of the size that was asked 
     slurm   srun --mpi=pmix · srun --mpi=pmi2 · mpiexec · srun without MPI
     local   mpiexec · plain processes without MPI
 
-A rank that finds itself in a wrong world ends with an exit status of its own (engine/agent.py names them);
+A rank that finds itself in a wrong world ends with an exit status of its own (rendezvous.py names them);
 srun and mpiexec pass it on.
 """
 
@@ -25,9 +25,6 @@ from itertools import product
 from typing import Any
 
 from hpcmagic.rendezvous import Request, SessionDirectory
-
-WRONG_WORLD = 78  # as engine/agent.py has them; keeper and engine never import one another
-NO_MPI = 79
 
 GRACE_S = 5.0
 

@@ -1,12 +1,13 @@
-"""One value a rank, shown folded."""
+"""Sets of ranks, written and read; and one value a rank, shown folded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hpcmagic.errors import DataError
+from hpcmagic.errors import DataError, ProfileError
 
+MOST_RANKS = 1_000_000
 SHOWN = 32  # distinct values that a display shows before it says how many more there are
 
 
@@ -23,6 +24,42 @@ def rank_set(ranks: Iterable[int]) -> str:
         else:
             runs.append([rank, rank])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def choose_ranks(ranks: Any, size: int) -> tuple[int, ...]:
+    """Give the ranks that a user's words name, in order.
+
+    >>> choose_ranks("0,2-3", 4)
+    (0, 2, 3)
+    """
+    if ranks is None:
+        return tuple(range(size))
+    if isinstance(ranks, str):
+        chosen = _parsed_ranks(ranks)
+    else:
+        try:
+            chosen = [int(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks)]
+        except (TypeError, ValueError):
+            raise ProfileError(f"ranks {ranks!r} is malformed.", "Write numbers, e.g. `[0, 2, 3]`.") from None
+    outside = sorted({rank for rank in chosen if not 0 <= rank < size})
+    if outside or not chosen:
+        raise ProfileError(
+            f"There is no rank {', '.join(map(str, outside)) or 'in an empty choice'}: the session has {size}.",
+            f"Choose from 0-{size - 1}." if size > 1 else "Its only rank is 0.",
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def _parsed_ranks(text: str) -> list[int]:
+    chosen: list[int] = []
+    try:
+        for item in text.split(","):
+            low, dash, high = item.strip().partition("-")
+            last = int(high if dash else low)
+            chosen += range(int(low), min(last, int(low) + MOST_RANKS) + 1)
+    except ValueError:
+        raise ProfileError(f"--ranks {text!r} is malformed.", "Write it as e.g. `--ranks 0,2-3`.") from None
+    return chosen
 
 
 class StaysOnRank:

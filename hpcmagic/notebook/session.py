@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from hpcmagic.errors import CellError, DataError, ProfileError, SessionEnded
+from hpcmagic.errors import CellError, DataError, SessionEnded
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook import output
-from hpcmagic.notebook.perrank import PerRank, rank_set
+from hpcmagic.notebook.perrank import PerRank, choose_ranks, rank_set
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control, Pending
@@ -26,7 +26,6 @@ from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
 LOOK_S = 1.0  # how often a waiting cell looks whether its session still lives
 ASK_S = 15.0  # … and asks the batch system
 INTERRUPT_S = 5.0
-MOST_RANKS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,42 +328,6 @@ def check_syntax(cell: RunCell) -> None:
         ) from None
     except ValueError as error:
         raise CellError(f"The cell cannot be compiled: {error}.", "Mend the cell and run it again.") from None
-
-
-def choose_ranks(ranks: Any, size: int) -> tuple[int, ...]:
-    """Give the ranks that a user's words name, in order.
-
-    >>> choose_ranks("0,2-3", 4)
-    (0, 2, 3)
-    """
-    if ranks is None:
-        return tuple(range(size))
-    if isinstance(ranks, str):
-        chosen = _parsed_ranks(ranks)
-    else:
-        try:
-            chosen = [int(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks)]
-        except (TypeError, ValueError):
-            raise ProfileError(f"ranks {ranks!r} is malformed.", "Write numbers, e.g. `[0, 2, 3]`.") from None
-    outside = sorted({rank for rank in chosen if not 0 <= rank < size})
-    if outside or not chosen:
-        raise ProfileError(
-            f"There is no rank {', '.join(map(str, outside)) or 'in an empty choice'}: the session has {size}.",
-            f"Choose from 0-{size - 1}." if size > 1 else "Its only rank is 0.",
-        )
-    return tuple(sorted(set(chosen)))
-
-
-def _parsed_ranks(text: str) -> list[int]:
-    chosen: list[int] = []
-    try:
-        for item in text.split(","):
-            low, dash, high = item.strip().partition("-")
-            last = int(high if dash else low)
-            chosen += range(int(low), min(last, int(low) + MOST_RANKS) + 1)
-    except ValueError:
-        raise ProfileError(f"--ranks {text!r} is malformed.", "Write it as e.g. `--ranks 0,2-3`.") from None
-    return chosen
 
 
 def _loaded(name: str, reply: Reply) -> Any:
