@@ -175,7 +175,7 @@ class HpcMagics(Magics):
 
     def _names(self, parser: OptionParser, line: str) -> tuple[list[str], str | None]:
         try:
-            options = parser.parse(line.split())
+            options = parser.parse(line.rstrip("; ").split())  # `;` silences the value: IPython reads it too
         except HelpAsked as help_text:
             print(help_text)
             return [], None

@@ -30,7 +30,11 @@ SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopu
 
 
 class SessionClient(ipyparallel.Client):
-    """An ipyparallel client that connects with the session's keys only."""
+    """An ipyparallel client that connects with the session's keys only.
+
+    It sends through the streams of ipyparallel, never through their bare sockets: a bare send takes the
+    edge-triggered event of a reply that came meanwhile, and the stream would sleep over it.
+    """
 
     def __init__(self, info: dict[str, Any], keys: KeyPair, **kwargs: Any) -> None:
         self._keys = keys
@@ -74,7 +78,7 @@ class SessionClient(ipyparallel.Client):
         frames = to_frames(message)
         for rank in pending.ranks:
             future = self._send(
-                self._mux_socket, REQUEST, {}, ident=self._engines[rank].encode(), buffers=frames,
+                self._mux_stream, REQUEST, {}, ident=self._engines[rank].encode(), buffers=frames,
                 message_future_hook=lambda f, rank=rank: self._pending.update({f.msg_id: (pending, rank)}),
             )  # fmt: skip
             del future
@@ -83,7 +87,7 @@ class SessionClient(ipyparallel.Client):
         """Ask ranks to raise KeyboardInterrupt in the cell that runs."""
         for rank in ranks:
             if rank in self._engines:
-                self._send(self._control_socket, INTERRUPT, {}, ident=self._engines[rank].encode())
+                self._send(self._control_stream, INTERRUPT, {}, ident=self._engines[rank].encode())
 
     def _on_reply(self, message: Any) -> None:
         msg_id = message["parent_header"]["msg_id"]

@@ -5,9 +5,13 @@ import socket
 import sys
 import time
 
+import hypothesis
 import pytest
 
 from hpcmagic import profiles
+
+hypothesis.settings.register_profile("unit", database=None, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("unit")
 
 OF_THE_USER = ("HPCMAGIC_", "SBATCH_", "SLURM_", "DASK_", "JPY_", "JUPYTERHUB_")
 

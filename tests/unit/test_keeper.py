@@ -1,0 +1,320 @@
+"""The keeper's decisions: which nodes, how to start the ranks, when a session ends."""
+
+import importlib.util
+import signal
+import socket
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from hpcmagic.errors import HpcMagicError
+from hpcmagic.keeper import ranks
+from hpcmagic.keeper.__main__ import listen_address, status_words
+from hpcmagic.keeper.ranks import expected_nodes, hosts, mpi_plugins, rank_environment, starters
+from hpcmagic.keeper.watch import Watch
+from hpcmagic.rendezvous import KEEPER_GONE, NO_MPI, WRONG_WORLD, Request, SessionDirectory
+from hpcmagic.testing import FakeClock
+
+
+def request(**changes):
+    """A session's request."""
+    values = {
+        "session": "demo", "launcher": "slurm", "ntasks": 4, "nodes": 2, "ntasks_per_node": 2, "cpus_per_task": 3,
+        "mpi": "auto", "interface": "", "submit_host": "hub", "no_client_limit_s": 1200.0, "start_timeout_s": 300.0,
+        "server_public": "", "client_public": "", "engine_public": "",
+    }  # fmt: skip
+    return Request(**{**values, **changes})
+
+
+# ---- when a session ends for want of company
+
+
+class Watched:
+    """A watch with a clock beside it."""
+
+    def __init__(self, limit_s):
+        self.clock = FakeClock(1000.0)
+        self.watch = Watch(limit_s, self.clock())
+
+    def after(self, seconds, *, clients=0, busy=False):
+        """Let time pass, then say what is there."""
+        self.clock.advance(seconds)
+        return self.watch.decide(self.clock(), clients=clients, busy=busy)
+
+
+def test_nobody_comes():
+    """A session that nobody connects to ends at its limit after the start, and not before."""
+    watched = Watched(1200)
+    assert watched.after(0) == ""
+    assert watched.after(1199.9) == ""
+    cause = watched.after(0.1)
+    assert "20 min" in cause
+    assert "no_client_limit" in cause
+
+
+@pytest.mark.parametrize("company", [{"clients": 1}, {"busy": True}, {"clients": 2, "busy": True}])
+def test_company_keeps_it(company):
+    """A connected notebook keeps a session, and so does a running cell, however long."""
+    watched = Watched(1200)
+    for _ in range(100):
+        assert watched.after(3600, **company) == ""
+
+
+@pytest.mark.parametrize("company", [{"clients": 1}, {"busy": True}])
+def test_limit_counts_from_the_last_company(company):
+    """The limit begins when the last notebook has gone and the last cell has ended."""
+    watched = Watched(1200)
+    watched.after(1199)
+    assert watched.after(0.5, **company) == ""
+    assert watched.after(1000, **company) == ""
+    assert watched.after(1) == ""
+    assert watched.after(1199) == ""
+    assert watched.after(1) != ""
+
+
+def test_cell_outlives_its_notebook():
+    """When the notebook goes while a cell runs, the limit begins with the end of the cell."""
+    watched = Watched(60)
+    watched.after(10, clients=1, busy=True)
+    for _ in range(10):
+        assert watched.after(60, busy=True) == ""
+    assert watched.after(1) == ""
+    assert watched.after(59) == ""
+    assert watched.after(1) != ""
+
+
+def test_coming_back_in_time():
+    """A notebook that comes back before the limit finds its session, as often as it likes."""
+    watched = Watched(60)
+    for _ in range(20):
+        assert watched.after(59) == ""
+        assert watched.after(0.5, clients=1) == ""
+
+
+def test_no_limit():
+    """Without a limit a session lives as long as its job."""
+    watched = Watched(0)
+    for _ in range(100):
+        assert watched.after(86400) == ""
+
+
+def test_limit_in_words():
+    """The cause names the limit as one would set it."""
+    for limit_s, words in ((60, "1 min"), (90, "1.5 min"), (7200, "120 min")):
+        assert words in Watched(limit_s).after(limit_s)
+
+
+# ---- nodes
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "names"),
+    [
+        ("", []),
+        ("n1", ["n1"]),
+        ("n1,n3", ["n1", "n3"]),
+        ("n[1-3]", ["n1", "n2", "n3"]),
+        ("n[1-3,07],login", ["n1", "n2", "n3", "n07", "login"]),
+        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("n[5]", ["n5"]),
+        ("a[1-2]b[3-4]", ["a1b3", "a1b4", "a2b3", "a2b4"]),
+        ("n[1-2]-ib", ["n1-ib", "n2-ib"]),
+        ("gpu-a[1,3],cpu-[09-10],x", ["gpu-a1", "gpu-a3", "cpu-09", "cpu-10", "x"]),
+        ("node-1-2,node-1-3", ["node-1-2", "node-1-3"]),
+        ("r1i0n[0-1],r2i0n[5-6]", ["r1i0n0", "r1i0n1", "r2i0n5", "r2i0n6"]),
+        ("n1.site.org", ["n1.site.org"]),
+    ],
+)
+def test_hosts(nodelist, names):
+    """SLURM's lists of nodes are read as `scontrol show hostnames` reads them."""
+    assert hosts(nodelist) == names
+
+
+def test_hosts_of_a_large_job():
+    """Nothing is lost of a job over a thousand nodes."""
+    assert hosts("n[0001-1000,1002]") == [*(f"n{i:04d}" for i in range(1, 1001)), "n1002"]
+
+
+@pytest.mark.parametrize(
+    ("ntasks", "nodelist", "nodes"),
+    [
+        (4, "n[1-4]", ("n1", "n2", "n3", "n4")),
+        (4, "n[1-2]", ("n1", "n1", "n2", "n2")),
+        (3, "n1", ("n1", "n1", "n1")),
+        (6, "n[1-3]", ("n1", "n1", "n2", "n2", "n3", "n3")),
+        (3, "", ("here", "here", "here")),
+        (1, "n[1-4]", ("n1",)),
+    ],
+)
+def test_expected_nodes(ntasks, nodelist, nodes):
+    """Ranks fill the nodes in order, as srun places them; without SLURM all are here."""
+    environment = {"SLURM_JOB_NODELIST": nodelist} if nodelist else {}
+    assert expected_nodes(request(ntasks=ntasks), environment, "here") == nodes
+
+
+# ---- how to start the ranks
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Say what a machine has: mpiexec, mpi4py, srun's plugins."""
+
+    def has(*, mpiexec=True, mpi4py=True, plugins=()):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(ranks.shutil, "which", lambda name: f"/usr/bin/{name}" if mpiexec else None)
+        monkeypatch.setattr(
+            ranks.importlib.util, "find_spec", lambda name, *_: mpi4py or None if name == "mpi4py" else found(name)
+        )
+        monkeypatch.setattr(ranks, "mpi_plugins", lambda: set(plugins))
+
+    has()
+    return has
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A session's directory, with a blank in its path."""
+    return SessionDirectory(tmp_path / "my sessions" / "demo")
+
+
+EVERYTHING = {"plugins": ("pmix", "pmi2", "none", "cray_shasta")}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "mpi", "there", "names"),
+    [
+        ("slurm", "auto", EVERYTHING, ["srun --mpi=pmix", "srun --mpi=pmi2", "mpiexec", "srun"]),
+        ("slurm", "auto", {"plugins": ("pmi2", "none")}, ["srun --mpi=pmi2", "mpiexec", "srun"]),
+        ("slurm", "auto", {"plugins": ("none",), "mpiexec": False}, ["srun"]),
+        ("slurm", "auto", {**EVERYTHING, "mpi4py": False}, ["srun"]),
+        ("slurm", "pmix", EVERYTHING, ["srun --mpi=pmix"]),
+        ("slurm", "pmi2", EVERYTHING, ["srun --mpi=pmi2"]),
+        ("slurm", "mpiexec", EVERYTHING, ["mpiexec"]),
+        ("slurm", "none", EVERYTHING, ["srun"]),
+        ("slurm", "pmix", {"plugins": ("pmi2", "none")}, []),
+        ("slurm", "mpiexec", {"mpiexec": False}, []),
+        ("local", "auto", {}, ["mpiexec", "processes"]),
+        ("local", "auto", {"mpiexec": False}, ["processes"]),
+        ("local", "auto", {"mpi4py": False}, ["processes"]),
+        ("local", "mpiexec", {}, ["mpiexec"]),
+        ("local", "none", {}, ["processes"]),
+        ("local", "pmix", EVERYTHING, []),
+    ],
+)
+def test_starters(machine, directory, launcher, mpi, there, names):
+    """The ways to start ranks are those that are there and that the profile allows, the best first."""
+    machine(**there)
+    ways = starters(request(launcher=launcher, mpi=mpi), directory)
+    assert [way.name for way in ways] == names
+    for way in ways:
+        assert way.mpi is (way.name not in ("srun", "processes"))
+        assert ("--no-mpi" in way.command) is not way.mpi
+        assert way.command[-2 - (not way.mpi) :][:2] == ("hpcmagic.engine", str(directory.path))
+
+
+def test_srun_commands(machine, directory):
+    """srun gets the sizes of the session, ends all ranks with one that fails, and passes the environment on."""
+    machine(**EVERYTHING)
+    for way in starters(request(), directory):
+        if way.name.startswith("srun"):
+            assert {"--nodes=2", "--ntasks=4", "--cpus-per-task=3", "--kill-on-bad-exit=1", "--export=ALL"} < set(way.command)
+            assert sum(word.startswith("--mpi=") for word in way.command) == 1
+        else:
+            assert way.command[:3] == ("/usr/bin/mpiexec", "-n", "4")
+
+
+def test_nothing_asked_of_srun_here(machine, directory, monkeypatch):
+    """On this machine nobody asks for srun: it may not be there."""
+    monkeypatch.setattr(ranks, "mpi_plugins", lambda: pytest.fail("srun was asked"))
+    starters(request(launcher="local"), directory)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "plugins"),
+    [
+        ("MPI plugin types are...\n\tnone\n\tcray_shasta\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4\n",
+         "", {"none", "pmi2", "pmix"}),
+        ("", "srun: MPI types are...\nsrun: none\nsrun: pmi2\n", {"none", "pmi2"}),
+        ("", "", set()),
+    ],
+)  # fmt: skip
+def test_mpi_plugins(monkeypatch, stdout, stderr, plugins):
+    """srun's list of plugins is read as every version prints it."""
+    answer = subprocess.CompletedProcess([], 0, stdout, stderr)
+    monkeypatch.setattr(ranks.subprocess, "run", lambda *_, **__: answer)
+    assert mpi_plugins() & {"none", "pmi2", "pmix"} == plugins
+
+
+def test_environment_of_ranks_here():
+    """Here MPI is told to run as any user, on more ranks than cores, on one host; the user's own word wins."""
+    told = rank_environment({"OMPI_MCA_btl": "tcp,self", "A": "b"}, request(launcher="local"))
+    assert told["OMPI_MCA_btl"] == "tcp,self"
+    assert told["OMPI_MCA_rmaps_base_oversubscribe"] == "1"
+    assert told["A"] == "b"
+
+
+def test_environment_of_ranks_in_a_job():
+    """In a job MPI is left to the site."""
+    told = rank_environment({"A": "b"}, request(launcher="slurm"))
+    assert told["A"] == "b"
+    assert not any(name.startswith(("OMPI_", "PRTE_", "PMIX_")) for name in told)
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exit status 0"),
+        (1, "exit status 1"),
+        (WRONG_WORLD, "MPI's world had the wrong size"),
+        (NO_MPI, "no MPI: mpi4py or its library cannot be loaded"),
+        (-9, "killed by SIGKILL"),
+        (-signal.SIGSEGV, "killed by SIGSEGV"),
+        (-35, "killed by signal 35"),
+    ],
+)
+def test_status_words(status, words):
+    """How ranks ended is said in words; a signal without a name by its number."""
+    assert status_words(status) == words
+
+
+def test_own_statuses_told_apart():
+    """A rank's own exit statuses are none that a shell, a signal or MPI gives."""
+    own = {WRONG_WORLD, NO_MPI, KEEPER_GONE}
+    assert len(own) == 3
+    assert all(2 < status < 126 for status in own)
+
+
+# ---- where to listen
+
+
+def test_listens_on_loopback_here():
+    """On this machine nothing listens on the network."""
+    assert listen_address(request(launcher="local", interface="eth0")) == "127.0.0.1"
+
+
+def addresses(family, address):
+    """What psutil says of an interface."""
+    return [SimpleNamespace(family=socket.AF_INET6, address="fe80::1"), SimpleNamespace(family=family, address=address)]
+
+
+def test_listens_on_the_interface(monkeypatch):
+    """A profile's interface is the one that is listened on."""
+    import psutil
+
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"ib0": addresses(socket.AF_INET, "10.1.0.7")})
+    assert listen_address(request(interface="ib0")) == "10.1.0.7"
+
+
+def test_interface_not_there(monkeypatch):
+    """An interface that a node does not have, or that has no address, is named: the session cannot start there."""
+    import psutil
+
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"ib0": addresses(socket.AF_INET6, "fe80::2")})
+    for interface in ("ib0", "ib7"):
+        with pytest.raises(HpcMagicError, match=interface):
+            listen_address(request(interface=interface))
