@@ -150,7 +150,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def machine() -> dict[str, Any]:
     """Give what the figures depend on: processor, memory, versions."""
-    model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": unknown")
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line for line in about if line.startswith("model name")), ": unknown")
     return {
         "processor": model.partition(":")[2].strip(),
         "cores": len(os.sched_getaffinity(0)),

@@ -25,7 +25,7 @@ import sides
 
 LIMIT_MB = 75
 CELLS = 10
-KINDS = {  # how a process's command line shows what it is
+KINDS = {  # python -m …
     "hpcmagic.keeper": "keeper",
     "hpcmagic.engine": "rank",
     "ipyparallel.controller": "controller",
@@ -42,10 +42,9 @@ def sizes(rollup: str) -> tuple[float, float]:
 
 
 def kind(command: list[str]) -> str:
-    """Name a process; mpiexec and the like go by their own names."""
-    for word, name in KINDS.items():
-        if word in command:
-            return name
+    """Name a process by its module, else (mpiexec, srun) by its program."""
+    if command[1:2] == ["-m"]:
+        return KINDS.get(command[2], command[2])
     return Path(command[0]).name if command else "?"
 
 
@@ -117,7 +116,7 @@ def report_local(report: measure.Report, runs: int) -> None:
         everything = [[mb for parts in sample.values() for mb in parts] for sample in samples]
         for what in samples[0]:
             each_of = [mb for sample in samples for mb in sample.get(what, [])]
-            _sizes(report, f"local: a {what} (of {len(samples[0][what])})", name, each_of)
+            _sizes(report, f"local: {what} × {len(samples[0][what])}", name, each_of)
         report.row("local: all processes", name, "", [len(parts) for parts in everything])
         report.row("local: all, RSS", name, "MB", [sum(rss for rss, _ in parts) for parts in everything])
         report.row("local: all, PSS", name, "MB", [sum(pss for _, pss in parts) for parts in everything])
@@ -136,15 +135,15 @@ def report_slurm(report: measure.Report, runs: int) -> None:
         report.row("SLURM: PSS on the hub", name, "MB", [sum(pss for _, pss in sample["hub"]) for sample in samples])
         for what in ("keeper", "rank"):
             if what in samples[0]:
-                _sizes(report, f"SLURM: a {what}", name, [mb for sample in samples for mb in sample[what]])
+                _sizes(report, f"SLURM: {what}", name, [mb for sample in samples for mb in sample[what]])
     _claims(report, "SLURM", figures["hpcmagic"], "with MPI")
     most = max(len(sample["hub"]) for sample in figures["hpcmagic"])
     report.claim("SLURM: processes on the hub beside the kernel", most, 0, "")
 
 
 def _sizes(report: measure.Report, what: str, side: str, figures: list[tuple[float, float]]) -> None:
-    report.row(f"{what}, RSS", side, "MB", [rss for rss, _ in figures])
-    report.row(f"{what}, PSS", side, "MB", [pss for _, pss in figures])
+    report.row(f"{what}, RSS each", side, "MB", [rss for rss, _ in figures])
+    report.row(f"{what}, PSS each", side, "MB", [pss for _, pss in figures])
 
 
 def _claims(report: measure.Report, where: str, samples: list[dict[str, Any]], mpi: str) -> None:

@@ -42,10 +42,17 @@ srun {program_and_args}
 class Side(Protocol):
     """One of the two."""
 
-    def start(self) -> None: ...
-    def cell(self) -> None: ...
-    def ask(self, expression: str) -> list[Any]: ...
-    def stop(self) -> None: ...
+    def start(self) -> None:
+        """Start four ranks; they are ready on return."""
+
+    def cell(self) -> None:
+        """Run an empty cell on all ranks."""
+
+    def ask(self, expression: str) -> list[Any]:
+        """Give the value of an expression, by rank."""
+
+    def stop(self) -> None:
+        """End everything that was started."""
 
 
 class HpcMagic:
@@ -57,18 +64,22 @@ class HpcMagic:
             self.options["time"] = WALLTIME_MIN
 
     def start(self) -> None:
+        """Start four ranks; they are ready on return."""
         import hpcmagic
 
         with contextlib.redirect_stdout(io.StringIO()):
             self.session = hpcmagic.start("bench", session_dir=str(Path.cwd() / "sessions"), **self.options)
 
     def cell(self) -> None:
+        """Run an empty cell on all ranks."""
         self.session.run("")
 
     def ask(self, expression: str) -> list[Any]:
+        """Give the value of an expression, by rank."""
         return list(self.session.run(expression) or [])
 
     def stop(self) -> None:
+        """End everything that was started."""
         self.session.stop()
         settle(self.options["launcher"])
 
@@ -81,6 +92,7 @@ class Stock:
         self.curve = curve
 
     def start(self) -> None:
+        """Start four ranks; they are ready on return."""
         import ipyparallel
         from traitlets.config import Config
 
@@ -97,13 +109,16 @@ class Stock:
         self.view = self.client[:]
 
     def cell(self) -> None:
+        """Run an empty cell on all ranks."""
         self.view.execute("", block=True)
 
     def ask(self, expression: str) -> list[Any]:
+        """Give the value of an expression, by rank."""
         self.view.execute(f"_answer = {expression}", block=True)
         return list(self.view.pull("_answer", block=True))
 
     def stop(self) -> None:
+        """End everything that was started."""
         self.client.close()
         self.cluster.stop_cluster_sync()
         settle(self.launcher)

@@ -54,18 +54,20 @@ class Capture:
         self.log = log
         self.outputs: list[Output] = []
         self.nbytes = 0
+        self.overflowed = False
         self.value: Any = None
         self.has_value = False
 
     def write(self, kind: str, text: str) -> None:
         """Take printed text; beyond the limit it goes to the rank's log."""
         self.nbytes += len(text)
-        if self.nbytes > OUTPUT_LIMIT_NBYTES:
-            if self.nbytes - len(text) <= OUTPUT_LIMIT_NBYTES:
-                self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in %hpc log]\n"))
-            self.log.write(text)
-        else:
+        if self.nbytes <= OUTPUT_LIMIT_NBYTES:
             self.outputs.append(Output(kind, text))
+            return
+        if not self.overflowed:
+            self.overflowed = True
+            self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"))
+        self.log.write(text)
 
     def merged(self) -> tuple[Output, ...]:
         """Give the outputs with neighbouring texts of one stream joined."""
@@ -100,6 +102,10 @@ class CellStream(io.TextIOBase):
         """Nothing is held back inside a cell."""
         if self.shell.capture is None:
             self.otherwise.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be what a stock engine's stream is beyond a file: ipykernel calls `set_parent`."""
+        return getattr(self.otherwise, name)
 
     def writable(self) -> bool:
         """Like any standard stream."""
@@ -177,6 +183,7 @@ class CellRunner:
         self.rank = rank
         self.log = log
         self.task: asyncio.Task[Any] | None = None  # of a cell with a top-level await
+        self.interrupted = False
         self._libc = ctypes.CDLL(None)
         shell.compile.get_code_name = self._code_name
         self._name = "cell"
@@ -200,9 +207,8 @@ class CellRunner:
     async def _run_cell(self, cell: RunCell) -> Reply:
         self._name = cell.name
         capture = Capture(self.log)
-        source = "\n" * (cell.first_line - 1) + cell.source
         with self._captured(capture):
-            error = await self._execute(source)
+            error = await self._execute(cell.numbered())
             raised = raised_by(error) if error is not None else None
         value: Pickled | None = None
         described = ""
@@ -213,7 +219,7 @@ class CellRunner:
 
     async def _execute(self, source: str) -> BaseException | None:
         """Run source in the user's namespace; give what it raised."""
-        shell = self.shell
+        shell, self.interrupted = self.shell, False
         try:
             transformed = shell.transform_cell(source)
         except Exception as error:  # an IPython input transformer may raise anything
@@ -231,6 +237,8 @@ class CellRunner:
             self.task = None
             shell.events.trigger("post_execute")
         ended: BaseException | None = result.error_before_exec or result.error_in_exec
+        if isinstance(ended, asyncio.CancelledError) and self.interrupted:
+            return KeyboardInterrupt().with_traceback(ended.__traceback__)
         return ended
 
     @contextmanager
@@ -245,8 +253,9 @@ class CellRunner:
         finally:
             self.shell.capture = None
             self._flush_c()
+            self.log.flush()
             grown = os.fstat(1).st_size - size
-            if grown > 0:
+            if grown > 0 and not capture.overflowed:  # else that, too, is in the log already
                 text = os.pread(1, min(grown, OUTPUT_LIMIT_NBYTES), size).decode(errors="replace")
                 capture.write("stdout", text)
 

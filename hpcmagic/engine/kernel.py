@@ -72,6 +72,7 @@ class RankKernel(IPythonParallelKernel):
         if users_frame(frame):
             raise KeyboardInterrupt
         if self.cells.task is not None:
+            self.cells.interrupted = True
             self.io_loop.asyncio_loop.call_soon_threadsafe(self.cells.task.cancel)
 
     def pre_handler_hook(self) -> None:

@@ -317,9 +317,8 @@ def check_syntax(cell: RunCell) -> None:
     """
     from IPython.core.inputtransformer2 import TransformerManager
 
-    source = "\n" * (cell.first_line - 1) + cell.source
     try:
-        compile(TransformerManager().transform_cell(source), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        compile(TransformerManager().transform_cell(cell.numbered()), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
         text = (error.text or "").strip()
         raise CellError(

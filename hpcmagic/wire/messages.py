@@ -53,6 +53,18 @@ class RunCell:
     name: str  # shown in tracebacks, e.g. "cell 3"
     first_line: int = 1
 
+    def numbered(self) -> str:
+        """Give the source with its lines where the notebook's cell has them.
+
+        IPython drops leading empty lines, hence comments; a cell magic must stay first.
+        """
+        code = self.source.lstrip("\n")
+        above = self.first_line - 1 + len(self.source) - len(code)
+        if code.startswith("%%"):
+            return code
+        indent = code[: len(code) - len(code.lstrip(" \t"))]
+        return f"{indent}#\n" * above + code
+
 
 @dataclass(frozen=True, slots=True)
 class Push:

