@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("launcher_contract")
+pytest.register_assert_rewrite("launcher_contract", "two_lines")

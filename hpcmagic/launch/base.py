@@ -8,6 +8,8 @@ Launcher            where the keeper runs
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +17,15 @@ from hpcmagic.profiles import Resources
 from hpcmagic.rendezvous import SessionDirectory
 
 Phase = Literal["pending", "running", "ended", "unknown"]
+
+
+EXPORTED = (  # a job sees these variables of the notebook's environment and no others
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH",
+    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "MODULEPATH", "MODULESHOME", "LOADEDMODULES",
+    "OPENBLAS_NUM_THREADS", "XDG_STATE_HOME", "XDG_CACHE_HOME", "MPI4PY_LIBMPI", "MPLCONFIGDIR",
+)  # fmt: skip
+EXPORTED_PREFIXES = ("LC_", "OMP_", "MKL_", "OMPI_", "PRTE_", "PMIX_MCA_", "UCX_", "FI_", "I_MPI_", "MPICH_", "NCCL_")
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,13 @@ class JobState:
     def hopeless(self) -> bool:
         """Whether it waits for something that waiting does not bring."""
         return self.phase == "pending" and bool(self.mend)
+
+
+def exported(resources: Resources) -> list[str]:
+    """Give the names of the environment variables that a job sees: a list, never all of them."""
+    names = [n for n in os.environ if n in EXPORTED or n.startswith(EXPORTED_PREFIXES)]
+    names = [n for n in names if not SECRET.search(n)]
+    return sorted({*names, *(n for n in resources.env if n in os.environ)})
 
 
 class Launcher(Protocol):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from hpcmagic.errors import LaunchError
-from hpcmagic.launch.base import JobSpec, JobState
+from hpcmagic.launch.base import JobSpec, JobState, exported
 from hpcmagic.profiles import Resources
 
 STOP_S = 8.0  # the keeper ends its ranks within 5 s
@@ -37,7 +37,12 @@ class LocalLauncher:
         log = os.open(spec.directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             keeper = subprocess.Popen(
-                self._command(spec), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command(spec),
+                env={name: os.environ[name] for name in exported(spec.resources)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         except OSError as error:
             raise LaunchError(
@@ -51,9 +56,10 @@ class LocalLauncher:
     def state(self, job_id: str) -> JobState:
         """Say whether the keeper still runs."""
         pid, _, began = job_id.partition("@")
+        runs = _start_ticks(int(pid)) == began
         child = _children.get(int(pid))
         status = child.poll() if child is not None else None
-        if status is None and _start_ticks(int(pid)) == began:
+        if runs and status is None:
             return JobState("running", "RUNNING", nodes=os.uname().nodename)
         how = f" (killed by {signal.Signals(-status).name})" if status is not None and status < 0 else ""
         return JobState("ended", "ENDED", meaning=f"its keeper is gone{how}", exit_status=status)

@@ -19,18 +19,13 @@ from dataclasses import replace
 from typing import Any
 
 from hpcmagic.errors import LaunchError, ProfileError
-from hpcmagic.launch.base import JobSpec, JobState
+from hpcmagic.launch.base import JobSpec, JobState, exported
 from hpcmagic.launch.slurm_words import MEANINGS, refusal
 from hpcmagic.profiles import Resources, walltime_s
 
 COMMAND_TIMEOUT_S = 30.0
 NO_SUCH_DIRECTORY = 66  # exit status of the job's script when the node does not see the session's directory
 
-EXPORTED = (  # a job sees these variables of the notebook's environment and no others
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH",
-    "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "MODULEPATH", "MODULESHOME", "LOADEDMODULES",
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XDG_STATE_HOME", "TMPDIR", "MPI4PY_LIBMPI",
-)  # fmt: skip
 OURS = (  # options that the session decides: what SLURMJob or a site's yaml says of them is left out
     "-n", "--ntasks", "-N", "--nodes", "--ntasks-per-node", "-c", "--cpus-per-task", "-J", "--job-name",
     "-o", "--output", "-e", "--error", "--requeue", "--no-requeue", "--export",
@@ -195,7 +190,6 @@ class SlurmLauncher:
     def _options(self, resources: Resources, header: str) -> list[str]:
         """Give sbatch's options: those of SLURMJob's header, and the sizes that the session decides."""
         kept = _kept(header, resources)
-        names = [name for name in (*EXPORTED, *resources.env) if name in os.environ]
         decided = {
             "--job-name": "hpcmagic",
             "--nodes": resources.nodes,
@@ -205,7 +199,7 @@ class SlurmLauncher:
             "--qos": resources.qos,
             "--constraint": resources.constraint,
             "--output": "/dev/null",
-            "--export": ",".join(dict.fromkeys(names)) or "NIL",
+            "--export": ",".join(exported(resources)) or "NIL",
         }
         return [*kept, *(f"{name}={value}" for name, value in decided.items() if value), "--no-requeue"]
 

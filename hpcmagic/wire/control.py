@@ -39,19 +39,15 @@ class SessionClient(ipyparallel.Client):
     def __init__(self, info: dict[str, Any], keys: KeyPair, **kwargs: Any) -> None:
         self._keys = keys
         self._pending: dict[str, tuple[Pending, int]] = {}
-        super().__init__(info, **kwargs)
+        context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
+        be_careful_client(context)
+        super().__init__(info, context=context, **kwargs)
         self._presence_socket = self._connected_to("presence")
         self._queue_handlers[REPLY] = self._on_reply
         self._notification_handlers["unregistration_notification"] = self._on_rank_gone
 
     def __repr__(self) -> str:
         return f"<SessionClient of {len(self._ids)} ranks>"
-
-    def _default_context(self) -> Any:
-        """Keep the user's own ZeroMQ context out of it."""
-        context = zmq.Context()
-        be_careful_client(context)
-        return context
 
     def _connected_to(self, channel: str) -> Any:
         """Subscribe to a channel that is the keeper's own, beside ipyparallel's."""

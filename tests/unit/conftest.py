@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 
@@ -9,6 +10,10 @@ import hypothesis
 import pytest
 
 from hpcmagic import profiles
+from hpcmagic.launch import slurm
+from hpcmagic.notebook import found, frontend, start
+from hpcmagic.profiles import Resources
+from hpcmagic.testing import FakeLauncher
 
 hypothesis.settings.register_profile("unit", database=None, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("unit")
@@ -44,3 +49,87 @@ def no_waiting(monkeypatch):
 
     monkeypatch.setattr(time, "sleep", guarded_sleep)
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+
+
+SINFO = "debug*|30:00|1:00:00\nlong|n/a|7-00:00:00\nforever|NONE|infinite\n"
+
+
+def sinfo(command):
+    """Answer as sinfo does: of the partition that was asked for, or of all."""
+    asked = next((word.partition("=")[2] for word in command if word.startswith("--partition=")), "")
+    return "".join(row for row in SINFO.splitlines(keepends=True) if row.startswith(asked))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Answer SLURM's commands: by the command's name, text or (exit status, stdout, stderr). None is ever run."""
+    answers_to = {"sinfo": sinfo}
+    asked = []
+
+    def run(command, *, stdin=None):
+        asked.append((list(command), stdin))
+        answer = answers_to.get(command[0], (127, "", f"{command[0]} was not expected"))
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer = answer(command)
+        status, stdout, stderr = answer if isinstance(answer, tuple) else (0, answer, "")
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
+
+    monkeypatch.setattr(slurm, "run", run)
+    answers_to["asked"] = asked
+    return answers_to
+
+
+class Desk:
+    """Starts sessions in a batch system of the test's, without waiting for ranks."""
+
+    def __init__(self, monkeypatch, name):
+        self.launcher = FakeLauncher(name=name)
+        self.waited = []
+        monkeypatch.setattr(slurm, "answers", lambda: name == "slurm")
+        for kind in ("local", "slurm"):
+            monkeypatch.setitem(found.LAUNCHERS, kind, lambda: self.launcher)
+        monkeypatch.setattr(frontend, "shell", lambda: None)
+        monkeypatch.setattr(start, "wait_until_ready", self.wait)
+
+    def wait(self, held, **_kwargs):
+        """Instead of waiting, give what would be waited for."""
+        self.waited.append(held)
+        return held
+
+    def cell(self, session="demo", **options):
+        """What a cell of `%%remote` does: it asks for nothing that is not on its line."""
+        return start.start(session, unasked=False, **options)
+
+    def directory(self, name="demo"):
+        """A session's directory."""
+        return Resources().directory / name
+
+    @property
+    def alive(self):
+        """The jobs that are in the queue or run."""
+        return [job for job, state in self.launcher.jobs.items() if state.phase != "ended"]
+
+
+@pytest.fixture
+def desk(monkeypatch):
+    """A machine with SLURM."""
+    return Desk(monkeypatch, "slurm")
+
+
+@pytest.fixture
+def laptop(monkeypatch):
+    """A machine without."""
+    return Desk(monkeypatch, "local")
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """A notebook's file, as Jupyter Server tells of it."""
+    path = tmp_path / "work" / "analysis.ipynb"
+    path.parent.mkdir()
+    path.write_text("{}")
+    monkeypatch.setattr(frontend, "shell", lambda: None)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(path))
+    return path

@@ -74,7 +74,9 @@ def test_no_mend_no_arrow():
 
 def test_rank_error_shows_its_text():
     """What ranks raised is shown as it was put together, with nothing of ours around it."""
-    error = errors.RankError("ZeroDivisionError on rank 1: division by zero\n  cell 3, line 2:  1/0", [1, 2], "all of it")
+    error = errors.RankError(
+        "ZeroDivisionError on rank 1: division by zero\n  cell 3, line 2:  1/0", [1, 2], "all of it"
+    )
     assert error._render_traceback_() == error.text.splitlines()
     assert str(error) == error.text
     assert (error.ranks, error.full) == ((1, 2), "all of it")

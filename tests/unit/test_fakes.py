@@ -2,6 +2,7 @@
 
 import pytest
 from launcher_contract import LauncherContract, spec_in
+from two_lines import two_lines
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import JobState
@@ -27,7 +28,7 @@ class TestFakeLauncher(LauncherContract):
         launcher.refuse = "invalid partition"
         with pytest.raises(LaunchError, match="invalid partition") as refused:
             launcher.submit(make_spec("refused"))
-        assert len(str(refused.value).splitlines()) == 2
+        two_lines(refused)
         assert launcher.jobs == {}
 
     def test_stands_as_the_test_says(self, launcher, make_spec):

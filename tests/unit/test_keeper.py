@@ -183,29 +183,30 @@ EVERYTHING = {"plugins": ("pmix", "pmi2", "none", "cray_shasta")}
 
 
 @pytest.mark.parametrize(
-    ("launcher", "mpi", "there", "names"),
+    ("asked", "there", "names"),
     [
-        ("slurm", "auto", EVERYTHING, ["srun --mpi=pmix", "srun --mpi=pmi2", "mpiexec", "srun"]),
-        ("slurm", "auto", {"plugins": ("pmi2", "none")}, ["srun --mpi=pmi2", "mpiexec", "srun"]),
-        ("slurm", "auto", {"plugins": ("none",), "mpiexec": False}, ["srun"]),
-        ("slurm", "auto", {**EVERYTHING, "mpi4py": False}, ["srun"]),
-        ("slurm", "pmix", EVERYTHING, ["srun --mpi=pmix"]),
-        ("slurm", "pmi2", EVERYTHING, ["srun --mpi=pmi2"]),
-        ("slurm", "mpiexec", EVERYTHING, ["mpiexec"]),
-        ("slurm", "none", EVERYTHING, ["srun"]),
-        ("slurm", "pmix", {"plugins": ("pmi2", "none")}, []),
-        ("slurm", "mpiexec", {"mpiexec": False}, []),
-        ("local", "auto", {}, ["mpiexec", "processes"]),
-        ("local", "auto", {"mpiexec": False}, ["processes"]),
-        ("local", "auto", {"mpi4py": False}, ["processes"]),
-        ("local", "mpiexec", {}, ["mpiexec"]),
-        ("local", "none", {}, ["processes"]),
-        ("local", "pmix", EVERYTHING, []),
+        ("slurm auto", EVERYTHING, ["srun --mpi=pmix", "srun --mpi=pmi2", "mpiexec", "srun"]),
+        ("slurm auto", {"plugins": ("pmi2", "none")}, ["srun --mpi=pmi2", "mpiexec", "srun"]),
+        ("slurm auto", {"plugins": ("none",), "mpiexec": False}, ["srun"]),
+        ("slurm auto", {**EVERYTHING, "mpi4py": False}, ["srun"]),
+        ("slurm pmix", EVERYTHING, ["srun --mpi=pmix"]),
+        ("slurm pmi2", EVERYTHING, ["srun --mpi=pmi2"]),
+        ("slurm mpiexec", EVERYTHING, ["mpiexec"]),
+        ("slurm none", EVERYTHING, ["srun"]),
+        ("slurm pmix", {"plugins": ("pmi2", "none")}, []),
+        ("slurm mpiexec", {"mpiexec": False}, []),
+        ("local auto", {}, ["mpiexec", "processes"]),
+        ("local auto", {"mpiexec": False}, ["processes"]),
+        ("local auto", {"mpi4py": False}, ["processes"]),
+        ("local mpiexec", {}, ["mpiexec"]),
+        ("local none", {}, ["processes"]),
+        ("local pmix", EVERYTHING, []),
     ],
 )
-def test_starters(machine, directory, launcher, mpi, there, names):
+def test_starters(machine, directory, asked, there, names):
     """The ways to start ranks are those that are there and that the profile allows, the best first."""
     machine(**there)
+    launcher, mpi = asked.split()
     ways = starters(request(launcher=launcher, mpi=mpi), directory)
     assert [way.name for way in ways] == names
     for way in ways:
@@ -219,7 +220,9 @@ def test_srun_commands(machine, directory):
     machine(**EVERYTHING)
     for way in starters(request(), directory):
         if way.name.startswith("srun"):
-            assert {"--nodes=2", "--ntasks=4", "--cpus-per-task=3", "--kill-on-bad-exit=1", "--export=ALL"} < set(way.command)
+            assert {"--nodes=2", "--ntasks=4", "--cpus-per-task=3", "--kill-on-bad-exit=1", "--export=ALL"} < set(
+                way.command
+            )
             assert sum(word.startswith("--mpi=") for word in way.command) == 1
         else:
             assert way.command[:3] == ("/usr/bin/mpiexec", "-n", "4")
@@ -234,8 +237,8 @@ def test_nothing_asked_of_srun_here(machine, directory, monkeypatch):
 @pytest.mark.parametrize(
     ("stdout", "stderr", "plugins"),
     [
-        ("MPI plugin types are...\n\tnone\n\tcray_shasta\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4\n",
-         "", {"none", "pmi2", "pmix"}),
+        ("MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4\n", "",
+         {"none", "pmi2", "pmix"}),
         ("", "srun: MPI types are...\nsrun: none\nsrun: pmi2\n", {"none", "pmi2"}),
         ("", "", set()),
     ],
@@ -299,7 +302,10 @@ def test_listens_on_loopback_here():
 
 def addresses(family, address):
     """What psutil says of an interface."""
-    return [SimpleNamespace(family=socket.AF_INET6, address="fe80::1"), SimpleNamespace(family=family, address=address)]
+    return [
+        SimpleNamespace(family=socket.AF_INET6, address="fe80::1"),
+        SimpleNamespace(family=family, address=address),
+    ]
 
 
 def test_listens_on_the_interface(monkeypatch):

@@ -20,7 +20,11 @@ MESSAGES = [
     Push({"a": pickle_for_ranks("a", [1, 2]), "b": pickle_for_ranks("b", b"x" * 10)}),
     Pull(("a", "b")),
     Reply(3),
-    Reply(0, (Output("stdout", "hi\n"), Output("display", data={"image/png": b"\x89"}, metadata={"w": 1})), elapsed_s=1.5),
+    Reply(
+        0,
+        (Output("stdout", "hi\n"), Output("display", data={"image/png": b"\x89"}, metadata={"w": 1})),
+        elapsed_s=1.5,
+    ),
     Reply(1, has_value=True, value=pickle_for_ranks("v", 7), pulled={"x": pickle_for_ranks("x", None)}),
     Reply(2, has_value=True, described="numpy.ndarray, shape (9,)", raised=RAISED),
 ]

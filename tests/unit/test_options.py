@@ -2,6 +2,7 @@
 
 import pytest
 from IPython.utils.text import DollarFormatter
+from two_lines import two_lines
 
 from hpcmagic.errors import ProfileError
 from hpcmagic.notebook.options import RESOURCE_NAMES, HelpAsked, OptionParser, names_parser, remote_parser
@@ -25,13 +26,10 @@ def parsed(line):
 
 
 def refused(line):
-    """The two lines in which a line is refused."""
+    """The error with which a line is refused."""
     with pytest.raises(ProfileError) as error:
         parsed(line)
-    lines = str(error.value).splitlines()
-    assert len(lines) == 2, lines
-    assert lines[1].startswith("→ ")
-    return error.value
+    return two_lines(error)
 
 
 @pytest.mark.parametrize("form", ["-N4", "-N 4", "--nodes=4", "--nodes 4", "-N  4", "--nodes= 4", '--nodes "4"'])

@@ -5,53 +5,17 @@ import sys
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmagic.errors import DataError
 from hpcmagic.notebook import output
 from hpcmagic.notebook.output import StatusLine, clock, fold, rank_error, show, time_of_day, values
-from hpcmagic.notebook.perrank import PerRank, StaysOnRank, rank_set
+from hpcmagic.notebook.perrank import StaysOnRank
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.wire.messages import Frame, Output, Raised, Reply
 
 FOLDING_MAY_TAKE_S = 2.0  # on a slow machine; it takes a tenth of that
-
-
-# ---- sets of ranks
-
-
-@pytest.mark.parametrize(
-    ("ranks", "text"),
-    [
-        ([], ""),
-        ([3], "3"),
-        ([0, 1], "0-1"),
-        ([0, 2], "0,2"),
-        ([2, 0, 1, 5], "0-2,5"),
-        ([10, 9, 11, 1], "1,9-11"),
-        (range(1000), "0-999"),
-        ({7, 8}, "7-8"),
-    ],
-)
-def test_rank_set(ranks, text):
-    """Ranks are written as SLURM writes nodes, whatever order they come in."""
-    assert rank_set(ranks) == text
-
-
-def ranks_of(text):
-    """Read what `rank_set` wrote."""
-    for item in text.split(","):
-        low, _, high = item.partition("-")
-        yield from range(int(low), int(high or low) + 1)
-
-
-@given(st.sets(st.integers(0, 200), min_size=1))
-def test_rank_set_read_back(ranks):
-    """No rank is lost in writing, none is made up."""
-    assert set(ranks_of(rank_set(ranks))) == ranks
 
 
 # ---- folding
@@ -129,7 +93,7 @@ def test_many_ranks(count):
 
 
 HUGE = {
-    "equal": {rank: "same line\n" * 100_000 for rank in range(4)},
+    "equal": dict.fromkeys(range(4), "same line\n" * 100000),
     "different": {rank: "".join(f"{rank} {i}\n" for i in range(50_000)) for rank in range(4)},
     "many short": {rank: f"{rank}\n" * 1000 for rank in range(200)},
     "one long line": {rank: f"{rank}" * 1_000_000 for rank in range(4)},
@@ -151,6 +115,13 @@ def test_huge_outputs(texts):
 
 LINES = st.lists(st.sampled_from(["a", "b", "c", "", "x y"]), max_size=8)
 TEXTS = st.dictionaries(st.integers(0, 9), LINES, max_size=5)
+
+
+def ranks_of(label):
+    """Read a label's ranks."""
+    for item in label.split(","):
+        low, _, high = item.partition("-")
+        yield from range(int(low), int(high or low) + 1)
 
 
 @given(TEXTS, st.booleans())
@@ -180,13 +151,17 @@ def test_fold_knows_no_order_of_arrival(lines):
 def displayed(monkeypatch):
     """What is displayed, instead of printing its text."""
     shown = []
-    monkeypatch.setattr(output, "_publish", lambda data, metadata: shown.append(data))
+    monkeypatch.setattr(output, "_publish", lambda data, _metadata: shown.append(data))
     return shown
 
 
 def test_show_in_order(capsys, displayed):
     """Text before a display stays before it; texts after it follow."""
-    outputs = (Output("stdout", "before\n"), Output("display", data={"text/plain": "figure"}), Output("stdout", "after\n"))
+    outputs = (
+        Output("stdout", "before\n"),
+        Output("display", data={"text/plain": "figure"}),
+        Output("stdout", "after\n"),
+    )
     show([Reply(0, outputs), Reply(1, outputs)], labels=True)
     assert capsys.readouterr().out == "[0-1] before\n[0-1]\n[0-1] after\n"
     assert displayed == [{"text/plain": "figure"}]
@@ -320,135 +295,6 @@ def test_value_that_cannot_be_loaded():
     assert "no_such_module" in repr(value)
 
 
-# ---- PerRank
-
-
-def test_indexed_by_rank():
-    """A PerRank is indexed by rank, and not by position."""
-    result = PerRank({3: "d", 1: "b"})
-    assert (result[1], result[3], len(result), result.ranks) == ("b", "d", 2, (1, 3))
-    assert list(result) == ["b", "d"]
-    for rank in (0, 2, 4):
-        with pytest.raises(IndexError, match=rf"rank {rank}.*1,3"):
-            result[rank]
-
-
-def test_indexed_by_numpy_integer():
-    """A rank that came out of an array is a rank."""
-    assert PerRank({0: "a", 1: "b"})[np.int64(1)] == "b"
-
-
-def test_from_the_end():
-    """Negative numbers and slices count within the ranks there are."""
-    result = PerRank({1: "b", 3: "d", 5: "f"})
-    assert (result[-1], result[-3], result[:2], result[::-1]) == ("f", "b", ["b", "d"], ["f", "d", "b"])
-    with pytest.raises(IndexError):
-        result[-4]
-
-
-def test_sequence_of_a_subset():
-    """Whatever a sequence can do works for a subset of the ranks as well."""
-    result = PerRank({1: "b", 3: "d"})
-    assert "d" in result
-    assert "c" not in result
-    assert list(reversed(result)) == ["d", "b"]
-    assert result.count("d") == 1
-    assert result[result.index("d")] == "d"
-    assert np.asarray(result).tolist() == ["b", "d"]
-
-
-class Quiet:
-    """A value whose repr hides a part of it."""
-
-    def __init__(self, hidden):
-        self.hidden = hidden
-
-    def __eq__(self, other):
-        return self.hidden == other.hidden
-
-    def __hash__(self):
-        return hash(self.hidden)
-
-    def __repr__(self):
-        return "Quiet"
-
-
-def differing(size):
-    """Two arrays that differ by a hair in the middle."""
-    one, other = np.zeros(size), np.zeros(size)
-    other[size // 2] = 1e-12
-    return one, other
-
-
-@pytest.mark.parametrize(
-    "value",
-    [7, "x", None, [1, 2], {"a": 1}, float("nan"), np.arange(5000), np.array([np.nan, 1.0]), Quiet(1), {3, 1, 2}],
-)
-def test_same(value):
-    """Where all ranks hold one value, that is given; arrays and not-a-number included."""
-    copies = {rank: pickle_for_ranks("v", value).load() for rank in range(3)}
-    assert repr(PerRank(copies).same()) == repr(value)
-
-
-def test_same_whatever_the_order():
-    """Equal values are the same though they are written otherwise."""
-    assert PerRank({0: {"a": 1, "b": 2}, 1: {"b": 2, "a": 1}}).same() == {"a": 1, "b": 2}
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [(1, 2), ("1", 1), (None, 0), ([1], [1, 1]), (Quiet(1), Quiet(2)), differing(10), differing(5000)],
-    ids=["numbers", "types", "none", "lists", "equal reprs", "array", "long array"],
-)
-def test_not_the_same(one, other):
-    """Where ranks differ, `same` raises and names who, even if the difference does not show in their reprs."""
-    with pytest.raises(DataError, match="different") as error:
-        PerRank({0: one, 1: one, 2: other}).same()
-    assert "0-1" in error.value.message
-    assert "2" in error.value.message
-    assert len(str(error.value).splitlines()) == 2
-
-
-def test_not_the_same_by_the_thousand():
-    """The error stays short, however many ranks differ and however long their values are."""
-    with pytest.raises(DataError) as error:
-        PerRank({rank: f"{rank}\n" * 1000 for rank in range(1000)}).same()
-    assert len(str(error.value)) < 1000
-    assert len(str(error.value).splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [
-        ({0: 1, 1: 1, 2: 1}, "[0-2] 1"),
-        ({0: 1, 1: 2, 2: 1}, "[0,2] 1\n[1] 2"),
-        ({0: "a"}, "[0] 'a'"),
-        ({}, ""),
-        ({0: np.eye(2)}, "[0] array([[1., 0.],\n           [0., 1.]])"),
-    ],
-)
-def test_repr(values, shown):
-    """The display folds equal values and keeps values of several lines straight."""
-    assert repr(PerRank(values)) == shown
-
-
-def test_repr_of_many():
-    """A display of many values says how many more there are."""
-    shown = repr(PerRank(dict(enumerate(range(100))))).splitlines()
-    assert len(shown) < 40
-    assert shown[-1] == "… and 68 more"
-
-
-def test_shown_by_ipython():
-    """IPython's printer shows the same lines."""
-    from IPython.lib.pretty import pretty
-
-    result = PerRank({0: np.eye(2), 1: 5})
-    assert pretty(result) == repr(result)
-    assert pretty(PerRank({})) == ""
-    assert "[1] 5" in pretty([result])
-
-
 # ---- times and the status line
 
 
@@ -505,3 +351,17 @@ def test_status_line_in_a_terminal(capsys, monkeypatch):
     assert out.count("waiting") == 1
     assert out.count("\n") == 1
     assert out.endswith("ready\n")
+
+
+def test_status_line_taken_away(capsys, monkeypatch):
+    """A line that has served is taken away, and leaves nothing where it was never shown."""
+    StatusLine().clear()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    line = StatusLine()
+    line.update("running")
+    line.clear()
+    line.clear()
+    out = capsys.readouterr().out
+    assert out.endswith("\x1b[2K")
+    assert "\n" not in out

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from two_lines import two_lines
 
 from hpcmagic import profiles
 from hpcmagic.errors import ProfileError
@@ -24,13 +25,10 @@ def user():
 
 
 def refused(*, match=None, environment=None, **options):
-    """The two lines in which `resolve` refuses."""
+    """The error with which `resolve` refuses."""
     with pytest.raises(ProfileError, match=match) as error:
         resolve(options, environment or {})
-    lines = str(error.value).splitlines()
-    assert len(lines) == 2, lines
-    assert lines[1].startswith("→ ")
-    return error.value
+    return two_lines(error)
 
 
 def test_defaults():
@@ -153,7 +151,7 @@ def test_session_dir_of_nobody():
     """A home that does not exist is named as what it is."""
     with pytest.raises(ProfileError, match="~nobody-of-this-name") as error:
         assert resolve({"session_dir": "~nobody-of-this-name/s"}, {}).directory
-    assert len(str(error.value).splitlines()) == 2
+    two_lines(error)
 
 
 # ---- unknown names
@@ -257,7 +255,24 @@ TIMES = [
     "soon", "1:2:3:4", "1:00:00:00", "-1", "-1:00", "1h", "1:0", "1-", "-", ":30", "1:00:", "1 00", "", "0.5",
     "1:00:00\n", "٣", True, 1.5, ["1"],
 ]  # fmt: skip
-NAMES = ["two words", "a;b", "a\nb", "a\tb", "$(id)", "`id`", "a'b", 'a"b', "a|b", "a&b", "a#b", "a=b", "", True, 1.5, []]
+NAMES = [
+    "two words",
+    "a;b",
+    "a\nb",
+    "a\tb",
+    "$(id)",
+    "`id`",
+    "a'b",
+    'a"b',
+    "a|b",
+    "a&b",
+    "a#b",
+    "a=b",
+    "",
+    True,
+    1.5,
+    [],
+]
 MALFORMED = {
     "nodes": COUNTS,
     "ntasks": COUNTS,
@@ -392,7 +407,7 @@ def test_impossible_spread(options):
 
 def test_spread_by_precedence(site):
     """A number of ranks that was asked for replaces the profile's ranks a node, and the other way round."""
-    site('[profiles.a]\nntasks_per_node = 4\n[profiles.b]\nntasks = 8\n[profiles.c]\nnodes = 2\nntasks = 8\n')
+    site("[profiles.a]\nntasks_per_node = 4\n[profiles.b]\nntasks = 8\n[profiles.c]\nnodes = 2\nntasks = 8\n")
     assert resolve({"profile": "a", "ntasks": 6, "nodes": 2}, {}).ntasks_per_node == 3
     assert resolve({"profile": "b", "ntasks_per_node": 2, "nodes": 2}, {}).ntasks_per_node == 2
     assert resolve({"profile": "c", "ntasks_per_node": 3}, {}).ntasks == 6

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from two_lines import two_lines
 
 from hpcmagic.errors import HpcMagicError, LaunchError, ProfileError
 from hpcmagic.rendezvous import (
@@ -30,14 +31,6 @@ def session(tmp_path):
 def mode(path):
     """A path's permission bits."""
     return stat.S_IMODE(path.lstat().st_mode)
-
-
-def two_lines(error):
-    """An error's text, which must have two lines."""
-    lines = str(error).splitlines()
-    assert len(lines) == 2, lines
-    assert lines[1].startswith("→ ")
-    return error
 
 
 def disk_says(monkeypatch, number, *names):
@@ -79,7 +72,7 @@ def test_wide_directory_refused(session, bits):
     session.path.chmod(0o700 | bits)
     with pytest.raises(ProfileError, match=f"mode {0o700 | bits:04o}") as error:
         SessionDirectory.open(session.path)
-    assert f"chmod 700 {session.path}" in two_lines(error.value).mend
+    assert f"chmod 700 {session.path}" in two_lines(error).mend
 
 
 @pytest.mark.parametrize("bits", [0o040, 0o004, 0o020, 0o002, 0o001])
@@ -90,7 +83,7 @@ def test_wide_file_refused(session, bits):
         path.chmod(0o600 | bits)
         with pytest.raises(ProfileError) as error:
             SessionDirectory.open(session.path)
-        assert f"chmod 600 {path}" in two_lines(error.value).mend
+        assert f"chmod 600 {path}" in two_lines(error).mend
         path.chmod(0o600)
 
 
@@ -112,7 +105,7 @@ def test_symbolic_links_refused(session, tmp_path):
         link.symlink_to(target)
         with pytest.raises(ProfileError, match="symbolic link") as error:
             SessionDirectory.open(link if link.name == "link" else session.path)
-        two_lines(error.value)
+        two_lines(error)
         link.unlink()
     (tmp_path / "parent").symlink_to(session.path.parent)
     with pytest.raises(ProfileError, match="symbolic link"):
@@ -124,7 +117,7 @@ def test_foreign_owner_refused(session, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345678)
     with pytest.raises(ProfileError, match="belongs to user") as error:
         require_private(session.path)
-    assert "session_dir" in two_lines(error.value).mend
+    assert "session_dir" in two_lines(error).mend
 
 
 def test_file_vanishes_meanwhile(session, monkeypatch):
@@ -190,11 +183,11 @@ def test_secret_is_never_wider(session, monkeypatch, umask):
 def test_disk_refuses_to_open(session, monkeypatch, number):
     """A full or read-only disk is said in two lines, with the directory and where to turn."""
     session.write(session.state, "old")
-    disk_says(monkeypatch, number, "open")
-    with pytest.raises(LaunchError) as error:
-        session.write(session.state, "new")
-    monkeypatch.undo()
-    assert str(session.path) in two_lines(error.value).message
+    with monkeypatch.context() as disk:
+        disk_says(disk, number, "open")
+        with pytest.raises(LaunchError) as error:
+            session.write(session.state, "new")
+    assert str(session.path) in two_lines(error).message
     assert os.strerror(number) in error.value.message
     assert "session_dir" in error.value.mend
     assert session.state.read_text() == "old"
@@ -204,10 +197,15 @@ def test_disk_full_while_writing(session, monkeypatch):
     """A disk that is full in the middle of a file leaves the old one, and no piece of the new."""
     session.write(session.state, "old")
     opened = os.open
-    monkeypatch.setattr(os, "open", lambda path, *args: (opened(path, *args), opened("/dev/full", os.O_WRONLY))[1])
-    with pytest.raises(LaunchError, match="No space left"):
-        session.write(session.state, "new" * 10_000)
-    monkeypatch.undo()
+
+    def full(path, *args):
+        os.close(opened(path, *args))
+        return opened("/dev/full", os.O_WRONLY)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "open", full)
+        with pytest.raises(LaunchError, match="No space left"):
+            session.write(session.state, "new" * 10_000)
     assert session.state.read_text() == "old"
     assert sorted(p.name for p in session.path.iterdir()) == ["ranks", "state.json"]
 
@@ -229,7 +227,7 @@ def test_disk_full_at_create(tmp_path, monkeypatch):
     disk_says(monkeypatch, errno.ENOSPC, "mkdir")
     with pytest.raises(LaunchError, match="No space left") as error:
         SessionDirectory.create(tmp_path / "sessions" / "demo")
-    two_lines(error.value)
+    two_lines(error)
 
 
 @pytest.mark.parametrize("where", ["sessions", "sessions/below"])
@@ -238,7 +236,7 @@ def test_session_dir_is_a_file(tmp_path, where):
     (tmp_path / "sessions").touch(mode=0o600)
     with pytest.raises(HpcMagicError, match="sessions") as error:
         SessionDirectory.create(tmp_path / where / "demo")
-    two_lines(error.value)
+    two_lines(error)
 
 
 def test_disk_errors_of_put_aside(session, monkeypatch):
@@ -246,7 +244,7 @@ def test_disk_errors_of_put_aside(session, monkeypatch):
     disk_says(monkeypatch, errno.ENOSPC, "mkdir")
     with pytest.raises(LaunchError) as error:
         session.put_aside()
-    two_lines(error.value)
+    two_lines(error)
 
 
 # ---- records
