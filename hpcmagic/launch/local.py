@@ -56,10 +56,9 @@ class LocalLauncher:
     def state(self, job_id: str) -> JobState:
         """Say whether the keeper still runs."""
         pid, _, began = job_id.partition("@")
-        runs = _start_ticks(int(pid)) == began
         child = _children.get(int(pid))
         status = child.poll() if child is not None else None
-        if runs and status is None:
+        if status is None and (child is not None or _start_ticks(int(pid)) == began):
             return JobState("running", "RUNNING", nodes=os.uname().nodename)
         how = f" (killed by {signal.Signals(-status).name})" if status is not None and status < 0 else ""
         return JobState("ended", "ENDED", meaning=f"its keeper is gone{how}", exit_status=status)
