@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -72,32 +71,35 @@ class OptionParser(argparse.ArgumentParser):
         """
         tokens: list[str] = []
         rest = line.strip()
-        while match := re.match(r"(--?[A-Za-z][\w-]*)(=)?\s*", rest):
-            name, equals = match.group(1), match.group(2)
-            tokens.append(name)
+        while match := re.match(r"(--[A-Za-z][\w-]*)(=|\s+|$)|(-[A-Za-z])(=|\s*)", rest):
+            name, behind = match[1] or match[3], match[2] or match[4]
             rest = rest[match.end() :]
-            if equals or self._takes_value(name):
-                value, rest = _first_word(rest)
-                tokens[-1] = f"{name}={expand(value)}" if name.startswith("--") else tokens[-1]
-                if not name.startswith("--"):
-                    tokens.append(expand(value))
-            elif re.fullmatch(r"-[A-Za-z]\w+", name) and self._takes_value(name[:2]):
-                tokens[-1:] = [name[:2], name[2:]]  # -N4, as sbatch takes it
+            if not behind.startswith("=") and not self._takes_value(name):
+                if match[3] and rest and not behind:  # -Nx of a flag, or of nothing we know
+                    name += rest.partition(" ")[0]
+                    rest = rest[len(name) - 2 :].lstrip()
+                tokens.append(name)
+                continue
+            value, rest = self._first_word(name, rest)
+            tokens.append(f"{name}={expand(value)}" if match[1] else f"{name}{expand(value)}")
         return tokens, rest
 
-
-def _first_word(text: str) -> tuple[str, str]:
-    """Cut the first word off, quotes and braces kept together."""
-    match = re.match(r"""\{[^}]*\}\S*|(?:[^\s"']|"[^"]*"|'[^']*')+""", text)
-    if match is None:
-        raise ProfileError("An option lacks its value.", "Write it behind the option, e.g. `--nodes 4`.")
-    word = match.group(0)
-    if not word.startswith("{"):
-        try:
-            word = "".join(shlex.split(word))
-        except ValueError as error:
-            raise ProfileError(f"Cannot read {word!r}: {error}.", "Close the quotes.") from None
-    return word, text[match.end() :].lstrip()
+    def _first_word(self, option: str, text: str) -> tuple[str, str]:
+        """Cut the first word off, quotes and braces kept together."""
+        match = re.match(r"""(?:\{[^}]*\}|[^\s"'{]|\{|"[^"]*"|'[^']*')+""", text)
+        if match is None and text[:1] in ("'", '"'):
+            raise ProfileError(f"The quote behind {option} is never closed: {text[:60]}.", "Close it.")
+        if match is None or re.match(r"--?[A-Za-z]", text):
+            raise ProfileError(
+                f"{self.prog}: {option} lacks its value.",
+                f"Write it behind the option; `{self.prog} -h` shows its form.",
+            )
+        word, rest = match[0], text[match.end() :]
+        if rest[:1] in ("'", '"'):
+            raise ProfileError(f"The quote behind {option} is never closed: {text[:60]}.", "Close it.")
+        return re.sub(
+            r"""(\{[^}]*\})|"([^"]*)"|'([^']*)'""", lambda m: m[1] or m[2] or m[3] or "", word
+        ), rest.lstrip()
 
 
 def add_resources(parser: OptionParser) -> None:

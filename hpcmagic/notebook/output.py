@@ -1,12 +1,7 @@
-"""What ranks print, show and raise → folded output in the cell, in rank order.
-
-Lines that ranks have in common are printed once, `[0-3] ready`; between them each rank's own lines stay
-together, lowest rank first.
-"""
+"""What ranks print, show and raise → folded output in the cell, in rank order."""
 
 from __future__ import annotations
 
-import difflib
 import html
 import sys
 import time
@@ -14,54 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hpcmagic.errors import RankError
+from hpcmagic.notebook.folding import fold
 from hpcmagic.notebook.perrank import PerRank, StaysOnRank, rank_set
 from hpcmagic.wire.messages import Output, Raised, Reply
 
-FOLDED_LINES = 2000  # longer outputs are compared as a whole: finding common lines grows with the square
-FOLDED_TEXTS = 16
+SHOWN_TEXTS = 8  # of one kind of error
 FRAME_LINES = 12
-
-
-def fold(texts: Mapping[int, str], *, labels: bool = True) -> str:
-    r"""Merge the ranks' texts into one.
-
-    >>> print(fold({0: "a\nok\n", 1: "b\nok\n"}), end="")
-    [0] a
-    [1] b
-    [0-1] ok
-    """
-    groups: dict[str, list[int]] = {}
-    for rank in sorted(texts):
-        if texts[rank]:
-            groups.setdefault(texts[rank], []).append(rank)
-    bodies = [(text.splitlines(), ranks) for text, ranks in groups.items()]
-    if len(bodies) > FOLDED_TEXTS or any(len(lines) > FOLDED_LINES for lines, _ in bodies):
-        merged = [(line, ranks) for lines, ranks in bodies for line in lines]
-    else:
-        merged = list(_aligned(bodies))
-    return "".join(f"[{rank_set(ranks)}] {line}\n" if labels else f"{line}\n" for line, ranks in merged)
-
-
-def _aligned(bodies: Sequence[tuple[list[str], list[int]]]) -> Iterable[tuple[str, list[int]]]:
-    """Give the lines in order, those that all have in common once."""
-    if not bodies:
-        return
-    common = bodies[0][0]
-    for lines, _ in bodies[1:]:
-        blocks = difflib.SequenceMatcher(None, common, lines, autojunk=False).get_matching_blocks()
-        common = [line for block in blocks for line in common[block.a : block.a + block.size]]
-    everyone = [rank for _, ranks in bodies for rank in ranks]
-    at = [0] * len(bodies)
-    for anchor in (*common, None):
-        pieces: dict[tuple[str, ...], list[int]] = {}
-        for number, (lines, ranks) in enumerate(bodies):
-            end = len(lines) if anchor is None else lines.index(anchor, at[number])
-            pieces.setdefault(tuple(lines[at[number] : end]), []).extend(ranks)
-            at[number] = end + 1
-        for piece, ranks in pieces.items():
-            yield from ((line, ranks) for line in piece)
-        if anchor is not None:
-            yield anchor, everyone
 
 
 def show(replies: Sequence[Reply], *, labels: bool) -> None:
@@ -155,7 +108,9 @@ def _error_block(members: Sequence[tuple[int, Raised]], size: int) -> str:
     if len(texts) == 1:
         lines = [f"{name}{where}: {next(iter(texts))}"]
     else:
-        lines = [f"{name}{where}:", *(f"  [{rank_set(r)}] {text}" for text, r in list(texts.items())[:8])]
+        lines = [f"{name}{where}:", *(f"  [{rank_set(r)}] {text}" for text, r in list(texts.items())[:SHOWN_TEXTS])]
+        if len(texts) > SHOWN_TEXTS:
+            lines.append(f"  … and {len(texts) - SHOWN_TEXTS} more")
     for frame in frames[-FRAME_LINES:]:
         inside = f" in {frame.function}" if frame.function not in ("<module>", "") else ""
         lines.append(f"  {frame.where}{inside}:  {frame.source}")
@@ -226,9 +181,9 @@ def clock(seconds: float) -> str:
     >>> clock(0.25), clock(75), clock(7265)
     ('0.25 s', '1 min 15 s', '2 h 1 min')
     """
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.2f} s" if seconds < 10 and isinstance(seconds, float) else f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return (

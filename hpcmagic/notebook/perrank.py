@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hpcmagic.errors import DataError, ProfileError
 
-MOST_RANKS = 1_000_000
+MOST_OUTSIDE = 1000  # ranks beyond the session that an error still looks at
 SHOWN = 32  # distinct values that a display shows before it says how many more there are
 
 
@@ -34,31 +37,37 @@ def choose_ranks(ranks: Any, size: int) -> tuple[int, ...]:
     """
     if ranks is None:
         return tuple(range(size))
-    if isinstance(ranks, str):
-        chosen = _parsed_ranks(ranks)
-    else:
-        try:
-            chosen = [int(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks)]
-        except (TypeError, ValueError):
-            raise ProfileError(f"ranks {ranks!r} is malformed.", "Write numbers, e.g. `[0, 2, 3]`.") from None
-    outside = sorted({rank for rank in chosen if not 0 <= rank < size})
+    chosen = _parsed_ranks(ranks, size) if isinstance(ranks, str) else _listed_ranks(ranks)
+    outside = {rank for rank in chosen if not 0 <= rank < size}
     if outside or not chosen:
+        named = f"no rank {_few(rank_set(outside))}" if outside else "nothing in an empty choice"
         raise ProfileError(
-            f"There is no rank {', '.join(map(str, outside)) or 'in an empty choice'}: the session has {size}.",
+            f"There is {named}: the session has {size} rank{'s' if size > 1 else ''}.",
             f"Choose from 0-{size - 1}." if size > 1 else "Its only rank is 0.",
         )
     return tuple(sorted(set(chosen)))
 
 
-def _parsed_ranks(text: str) -> list[int]:
-    chosen: list[int] = []
+def _few(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _listed_ranks(ranks: Any) -> list[int]:
     try:
-        for item in text.split(","):
-            low, dash, high = item.strip().partition("-")
-            last = int(high if dash else low)
-            chosen += range(int(low), min(last, int(low) + MOST_RANKS) + 1)
-    except ValueError:
-        raise ProfileError(f"--ranks {text!r} is malformed.", "Write it as e.g. `--ranks 0,2-3`.") from None
+        return [operator.index(rank) for rank in (ranks if isinstance(ranks, Iterable) else [ranks])]
+    except TypeError:
+        raise ProfileError(f"ranks {_few(repr(ranks))} is malformed.", "Write numbers, e.g. `[0, 2, 3]`.") from None
+
+
+def _parsed_ranks(text: str, size: int) -> list[int]:
+    """Read ranks as SLURM writes nodes; of a range far beyond the session only the first few."""
+    chosen: list[int] = []
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", item, re.ASCII)
+        if match is None:
+            raise ProfileError(f"--ranks {_few(repr(text))} is malformed.", "Write it as e.g. `--ranks 0,2-3`.")
+        low, high = int(match[1]), int(match[2] or match[1])
+        chosen += range(low, min(high, max(low, size) + MOST_OUTSIDE) + 1)
     return chosen
 
 
@@ -113,11 +122,29 @@ class PerRank(Sequence[Any]):
         DataError
             The ranks differ; it names who.
         """
-        groups = self._groups()
-        if len(groups) != 1:
-            shown = "; ".join(f"ranks {rank_set(r)}: {_short(text)}" for text, r in list(groups.items())[:4])
+        kinds: list[tuple[Any, list[int]]] = []
+        for rank, value in self._values.items():
+            ranks = next((r for known, r in kinds if _equal(known, value)), None)
+            if ranks is None:
+                kinds.append((value, [rank]))
+            else:
+                ranks.append(rank)
+            if len(kinds) > SHOWN:
+                break
+        if len(kinds) != 1:
+            shown = "; ".join(f"ranks {rank_set(r)}: {_short(value)}" for value, r in kinds[:4])
             raise DataError(f"The ranks hold different values: {shown}.", "Index by rank, e.g. `result[0]`.")
-        return next(iter(self))
+        return kinds[0][0]
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(list(self._values.values())[::-1])
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Give the lowest rank that holds a value."""
+        for rank, held in self._values.items():
+            if rank >= start and (stop is None or rank < stop) and _equal(held, value):
+                return rank
+        raise ValueError(f"no rank holds {_short(value)}")
 
     def _groups(self) -> dict[str, list[int]]:
         """Give the ranks by what they show, in order of their lowest rank."""
@@ -143,5 +170,21 @@ class PerRank(Sequence[Any]):
             printer.text("PerRank(...)" if cycle else line)
 
 
-def _short(text: str) -> str:
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are the same, arrays and tables included: by ==, and where that says no by their bytes."""
+    if type(a) is not type(b):
+        return False
+    try:
+        if bool(a == b):
+            return True
+    except Exception:  # noqa: S110  # an array's == gives an array, a user's may raise anything
+        pass
+    try:
+        return bool(pickle.dumps(a, protocol=5) == pickle.dumps(b, protocol=5))
+    except Exception:  # not to be pickled: then they are what they show
+        return repr(a) == repr(b)

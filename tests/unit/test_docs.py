@@ -1,0 +1,101 @@
+"""The documents say what the code does: every error, option and key has its place, and no link leads nowhere."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from hpcmagic import errors
+from hpcmagic.notebook.options import names_parser, remote_parser
+from hpcmagic.profiles import KEYS
+
+REPO = Path(__file__).parents[2]
+DOCS = REPO / "docs"
+PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+ERRORS = {name for name, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__}
+
+
+def prose(page):
+    """A page without its code blocks."""
+    return FENCED.sub("", page.read_text())
+
+
+def anchors(page):
+    """What the headings of a page can be linked by."""
+    headings = re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def headings(page, level):
+    """The headings of one level of a page, in order."""
+    return re.findall(rf"^{'#' * level} +(.+)$", prose(page), re.MULTILINE)
+
+
+def table_cells(page):
+    """What stands between backticks in the first column of the page's tables."""
+    rows = re.findall(r"^\| (.*?) \|", prose(page), re.MULTILINE)
+    return {word for row in rows for code in re.findall(r"`([^`]+)`", row) for word in re.split(r"[ ,]+", code)}
+
+
+def messages():
+    """The first line of every error that the package raises, with `…` for each value."""
+
+    def text(node):
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        return "".join(map(text, node.values)) if isinstance(node, ast.JoinedStr) else "…"
+
+    for path in (REPO / "hpcmagic").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ERRORS and node.args:
+                yield text(node.args[0]).replace("`", "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Every relative link of a page names a file that is there, and every anchor a heading of it."""
+    broken = []
+    for target in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_pages_reached():
+    """A reader comes from the README to every page."""
+    linked = {(REPO / target.partition("#")[0]).resolve() for target in LINK.findall(prose(REPO / "README.md"))}
+    assert {page.name for page in DOCS.glob("*.md") if page not in linked} == set()
+
+
+def test_errors_have_entries():
+    """Every class of error has its chapter in the page on troubleshooting, and no chapter is of one that is gone."""
+    chapters = {heading for heading in headings(DOCS / "troubleshooting.md", 2) if " " not in heading}
+    assert chapters == ERRORS
+
+
+def test_entries_are_errors():
+    """Every entry on troubleshooting begins as one of the errors that the code raises."""
+    entries = [heading.strip("`").rstrip("… .") for heading in headings(DOCS / "troubleshooting.md", 3)]
+    raised = set(messages())
+    assert [entry for entry in entries if not any(message.startswith(entry) for message in raised)] == []
+
+
+def test_options_documented():
+    """Every option of `%%remote`, `%push` and `%pull` stands in the page on remote cells."""
+    parsers = (remote_parser("%%remote"), names_parser("%push", ""))
+    options = {option for parser in parsers for option in parser._option_string_actions}
+    assert options - table_cells(DOCS / "remote-cells.md") == set()
+
+
+def test_keys_documented():
+    """Every key of a profile stands in the table of the page on profiles, and none that there is not."""
+    table = (DOCS / "profiles.md").read_text().partition("## The keys")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(KEYS)
