@@ -42,6 +42,7 @@ SBATCH_ENVIRONMENT = {  # sbatch's own variables that a user may have set as a d
 }
 LAUNCHERS = ("local", "slurm")
 MPI_WAYS = ("auto", "pmix", "pmi2", "mpiexec", "none")
+UNLIMITED_S = 1e9
 SIZES = ("nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "mem", "gpus_per_node", "time")
 
 
@@ -97,7 +98,12 @@ class Resources:
     def directory(self) -> Path:
         """Where the directories of sessions lie."""
         if self.session_dir:
-            return Path(self.session_dir).expanduser()
+            try:
+                return Path(self.session_dir).expanduser()
+            except RuntimeError:
+                raise ProfileError(
+                    f"session_dir {self.session_dir!r}: no such home.", "Write the path in full."
+                ) from None
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return Path(state).expanduser() / "hpcmagic"
 
@@ -212,12 +218,22 @@ def _checked(values: Mapping[str, tuple[Any, str]], profile: str) -> Resources:
     checked = {key: CHECKS[key](key, value, origin) for key, (value, origin) in values.items()}
     origins = {key: origin for key, (_, origin) in values.items()}
     ntasks = checked.pop("ntasks", None)
+    if ntasks is not None and _rank(values, "ntasks_per_node") > _rank(values, "ntasks"):
+        ntasks = None  # what was said nearer to the cell counts
     for seconds in ("no_client_limit", "start_timeout"):
         if seconds in checked:
             checked[f"{seconds}_s"] = checked.pop(seconds)
     if ntasks is not None:
         checked.update(_spread(ntasks, checked, origins))
+        origins["ntasks_per_node"] = origins["ntasks"]
     return Resources(profile=profile, **checked, origins=origins)
+
+
+def _rank(values: Mapping[str, tuple[Any, str]], key: str) -> int:
+    """Say how near to the cell a value was given: by option, environment, the user, the site; -1 if not at all."""
+    origin = values[key][1] if key in values else "nowhere"
+    nearness = ("nowhere", "built-in", f"in {SITE_FILE}", "in ", "environment", "asked for")
+    return max(n for n, words in enumerate(nearness) if words in origin) - 1
 
 
 def _spread(ntasks: int, checked: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, int]:
@@ -246,20 +262,21 @@ def _malformed(key: str, value: Any, origin: str, form: str) -> ProfileError:
 
 def _count(least: int) -> Callable[[str, Any, str], int]:
     def check(key: str, value: Any, origin: str) -> int:
-        try:
-            number = int(str(value))
-        except ValueError:
-            number = least - 1
-        if number < least or isinstance(value, bool):
+        digits = re.fullmatch(r"[0-9]{1,9}", str(value).strip())
+        if digits is None or int(digits[0]) < least:
             raise _malformed(key, value, origin, f"a whole number of at least {least}")
-        return number
+        return int(digits[0])
 
     return check
 
 
 def _matching(pattern: str, form: str) -> Callable[[str, Any, str], str]:
     def check(key: str, value: Any, origin: str) -> str:
-        if not isinstance(value, str | int) or isinstance(value, bool) or not re.fullmatch(pattern, str(value)):
+        if (
+            not isinstance(value, str | int)
+            or isinstance(value, bool)
+            or not re.fullmatch(pattern, str(value), re.ASCII)
+        ):
             raise _malformed(key, value, origin, form)
         return str(value)
 
@@ -275,11 +292,12 @@ def _one_of(*choices: str) -> Callable[[str, Any, str], str]:
     return check
 
 
-def _texts(pattern: str, form: str) -> Callable[[str, Any, str], tuple[str, ...]]:
+def _texts(pattern: str, form: str, *, between: str | None) -> Callable[[str, Any, str], tuple[str, ...]]:
     one = _matching(pattern, form)
 
     def check(key: str, value: Any, origin: str) -> tuple[str, ...]:
-        items = value.split(",") if isinstance(value, str) else value
+        items = value.split(between) if between and isinstance(value, str) else value
+        items = [items] if isinstance(items, str) else items
         if not isinstance(items, list | tuple):
             raise _malformed(key, value, origin, f"a list of {form}")
         return tuple(one(key, item, origin) for item in items)
@@ -311,6 +329,20 @@ def walltime_s(text: str) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+def canonical(name: str, value: Any) -> Any:
+    """Give a resource's value in one form, so that the same in other words is the same.
+
+    >>> canonical("time", "60") == canonical("time", "1:00:00")
+    True
+    """
+    if name == "time" and value:
+        return walltime_s(value)
+    if name == "mem" and value:
+        number, unit = re.fullmatch(r"(\d+)([KMGT]?)B?", str(value).upper()).groups()  # type: ignore[union-attr]
+        return int(number) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[unit]
+    return value
+
+
 _walltime = _matching(
     r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|(?i:infinite|unlimited)",
     "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`",
@@ -335,9 +367,9 @@ CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
     "mpi": _one_of(*MPI_WAYS),
     "interface": _name,
     "no_client_limit": _duration,
-    "start_timeout": _duration,
+    "start_timeout": lambda key, value, origin: _duration(key, value, origin) or UNLIMITED_S,
     "jobqueue": _name,
     "python": _line,
-    "env": _texts(r"[A-Za-z_][A-Za-z0-9_]*", "names of environment variables"),
-    "prologue": _texts(r"[^\n\r\0]*", "shell lines"),
+    "env": _texts(r"[A-Za-z_][A-Za-z0-9_]*", "names of environment variables", between=","),
+    "prologue": _texts(r"[^\n\r\0]*", "shell lines", between=None),
 }

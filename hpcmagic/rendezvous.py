@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -95,6 +97,8 @@ class Connection:
 
 def slug(name: str) -> str:
     """Give the directory's name for a session: readable, unique, no path inside."""
+    if not name:
+        return "session"
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name).strip("-.")[:40]
     if readable == name:
         return name
@@ -129,6 +133,8 @@ class SessionDirectory:
     def create(cls, path: Path) -> Self:
         """Make the directory, or raise FileExistsError when another kernel was quicker."""
         with disk_errors(path):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
             path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
             require_private(path.parent)
             path.mkdir(mode=PRIVATE_DIR)
@@ -146,7 +152,8 @@ class SessionDirectory:
         """
         require_private(path)
         for entry in path.iterdir():
-            require_private(entry)
+            with contextlib.suppress(FileNotFoundError):  # just replaced by whoever wrote it
+                require_private(entry)
         return cls(path)
 
     def write(self, path: Path, text: str) -> None:
@@ -185,11 +192,12 @@ class SessionDirectory:
         """Move an ended session's directory away, so that its name is free and its log readable."""
         self.forget_keys()
         shelf = self.path.parent / "ended"
-        shelf.mkdir(mode=PRIVATE_DIR, exist_ok=True)
-        number = 1 + max((int(p.name.rpartition("~")[2]) for p in shelf.glob("*~[0-9]*")), default=0)
-        self.path.rename(shelf / f"{self.path.name}~{number}")
-        for old in sorted(shelf.glob("*~[0-9]*"), key=lambda p: int(p.name.rpartition("~")[2]))[:-ENDED_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        with disk_errors(shelf):
+            shelf.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+            numbered = {int(m[1]): p for p in shelf.iterdir() if (m := re.fullmatch(r".*~(\d+)", p.name))}
+            self.path.rename(shelf / f"{self.path.name}~{max(numbered, default=0) + 1}")
+        for number in sorted(numbered)[: -ENDED_KEPT + 1]:
+            shutil.rmtree(numbered[number], ignore_errors=True)
 
 
 def require_private(path: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.errors import HpcMagicError
+from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, starters
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import NO_MPI, WRONG_WORLD, KeeperState, Request, SessionDirectory
@@ -156,7 +156,8 @@ def status_words(status: int) -> str:
     if status == NO_MPI:
         return "no MPI: mpi4py or its library cannot be loaded"
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        known = -status in set(signal.Signals)
+        return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
     return f"exit status {status}"
 
 
@@ -167,8 +168,17 @@ def listen_address(request: Request) -> str:
     if request.interface:
         import psutil
 
-        addresses = psutil.net_if_addrs().get(request.interface, [])
-        return str(next(a.address for a in addresses if a.family == socket.AF_INET))
+        addresses = [
+            address.address
+            for address in psutil.net_if_addrs().get(request.interface, [])
+            if address.family == socket.AF_INET
+        ]
+        if not addresses:
+            raise LaunchError(
+                f"This node has no address on the network interface {request.interface!r}",
+                "Name another `interface` in your profile.",
+            )
+        return str(addresses[0])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((request.submit_host, 9))  # sends nothing: it only asks the routing table
@@ -188,7 +198,11 @@ def main(path: str) -> None:
     request = directory.read_record(directory.request, Request)
     if request is None:
         sys.exit(f"hpcmagic.keeper: {directory.request} is not there")
-    status = Keeper(directory, request).run()
+    keeper = Keeper(directory, request)
+    try:
+        status = keeper.run()
+    except HpcMagicError as error:
+        status = keeper.end(error.message)
     os._exit(status)  # ZeroMQ's and ipyparallel's threads would linger
 
 

@@ -50,7 +50,9 @@ class JobState:
     reason, meaning
         Why it waits or how it ended: the batch system's word, and what that means.
     mend
-        What would let a job start that cannot as it stands; empty when waiting is all there is to do.
+        What would help a job that waiting alone does not; empty when waiting is all there is to do.
+    hopeless
+        Whether it can never start as it stands.
     expected_start
         The batch system's estimate, local time as it prints it, or empty.
     """
@@ -65,11 +67,7 @@ class JobState:
     elapsed_s: float = 0.0
     left_s: float | None = None
     exit_status: int | None = None
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether it waits for something that waiting does not bring."""
-        return self.phase == "pending" and bool(self.mend)
+    hopeless: bool = False
 
 
 def exported(resources: Resources) -> list[str]:

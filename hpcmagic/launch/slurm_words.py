@@ -52,23 +52,31 @@ MEANINGS: dict[str, tuple[str, str]] = {  # reason → meaning, mend; a mend onl
     "AssocMaxJobsLimit": ("you have as many jobs as you may", ""),
 }
 
+HELD = ("JobHeldUser", "JobHeldAdmin", "PartitionDown", "PartitionInactive")  # somebody may let it go on
+
 REFUSALS = (  # words of sbatch → mend
     (r"invalid partition", "Choose one of `sinfo -s` with `--partition`."),
     (r"invalid account", "Choose one of `sacctmgr show associations user=$USER` with `--account`."),
     (r"invalid qos", "Choose one of `sacctmgr show qos` with `--qos`."),
+    (r"gres|generic resource", "Check `--gpus-per-node` against `sinfo -o '%P %G'`."),
+    (r"not permitted to use this partition", "Choose another with `--partition`; `sinfo -s` lists them."),
+    (r"accounting/qos policy", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
     (r"time limit", "Ask for less with `--time`; `sinfo -o '%P %l'` shows each partition's limit."),
     (r"node count|node configuration|more processors|memory specification",
      "Ask for fewer `--nodes`, less `--mem` or `--cpus-per-task`; `sinfo -N -l` shows what the nodes have."),
     (r"feature", "Check `--constraint` against `sinfo -o '%N %f'`."),
-    (r"accounting/qos policy|limit", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
+    (r"limit", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
     (r"unable to contact|socket timed out|connection refused", "SLURM's controller is away: try again in a minute."),
 )  # fmt: skip
 
 
 def refusal(words: str, resources: Resources) -> LaunchError:
     """Give the error for a submission that sbatch refused with these words."""
-    words = words.removeprefix("Batch job submission failed: ")
-    mend = next((m for pattern, m in REFUSALS if re.search(pattern, words, re.IGNORECASE)), "")
+    words = words.replace("Batch job submission failed: ", "")
+    by_reason = next(
+        (mend for reason, (_, mend) in MEANINGS.items() if mend and re.search(rf"\b{reason}\b", words)), ""
+    )
+    mend = by_reason or next((m for pattern, m in REFUSALS if re.search(pattern, words, re.IGNORECASE)), "")
     asked = ", ".join(
         f"--{name} {value}"
         for name in ("partition", "account", "qos", "time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
@@ -16,6 +16,12 @@ from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirector
 LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 
 
+HALF = Request(
+    session="", launcher="local", ntasks=0, nodes=0, ntasks_per_node=0, cpus_per_task=0, mpi="", interface="",
+    submit_host="", no_client_limit_s=0, start_timeout_s=0, server_public="", client_public="", engine_public="",
+)  # fmt: skip
+
+
 @dataclass
 class Found:
     """A session's directory, with what its files say."""
@@ -24,6 +30,12 @@ class Found:
     request: Request
     job: JobRecord | None
     keeper: KeeperState | None
+    seen: JobState = field(default_factory=lambda: JobState("unknown"))
+
+    @property
+    def half(self) -> bool:
+        """Whether it is only half made: by a kernel at work, or by one that died over it."""
+        return self.request.ntasks == 0
 
     @property
     def launcher(self) -> Launcher:
@@ -32,7 +44,7 @@ class Found:
 
     def job_state(self) -> JobState:
         """Ask the batch system about the session's job."""
-        return JobState("ended") if self.job is None else self.launcher.state(self.job.job_id)
+        return JobState("unknown") if self.job is None else self.launcher.state(self.job.job_id)
 
     def ended(self) -> str:
         """Give why the session has ended, or nothing while it lives."""
@@ -64,8 +76,7 @@ def all_found(resources: Resources) -> list[Found]:
     """Give every session whose directory is there."""
     root = resources.directory
     paths = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "ended") if root.is_dir() else []
-    found = (_read(SessionDirectory.open(path)) for path in paths)
-    return [f for f in found if f is not None]
+    return [_read(SessionDirectory.open(path)) for path in paths]
 
 
 def stop_found(found: Found) -> None:
@@ -73,10 +84,9 @@ def stop_found(found: Found) -> None:
     stop(found.directory, found.launcher, found.job)
 
 
-def _read(directory: SessionDirectory) -> Found | None:
-    request = directory.read_record(directory.request, Request)
-    if request is None:  # another kernel is just making it, or died while it did
-        return None
+def _read(directory: SessionDirectory) -> Found:
+    request = directory.read_record(directory.request, Request) or HALF
+    request = replace(request, session=request.session or directory.path.name)
     job = directory.read_record(directory.job, JobRecord)
     return Found(directory, request, job, directory.read_record(directory.state, KeeperState))
 

@@ -71,8 +71,8 @@ class OptionParser(argparse.ArgumentParser):
         """
         tokens: list[str] = []
         rest = line.strip()
-        while match := re.match(r"(--[A-Za-z][\w-]*)(=|\s+|$)|(-[A-Za-z])(=|\s*)", rest):
-            name, behind = match[1] or match[3], match[2] or match[4]
+        while match := re.match(r"(--[A-Za-z][\w-]*)(=\s*|\s+|$)|(-[A-Za-z])(=\s*|\s*)", rest):
+            name, behind = match[1] or match[3], match[2] or match[4] or ""
             rest = rest[match.end() :]
             if not behind.startswith("=") and not self._takes_value(name):
                 if match[3] and rest and not behind:  # -Nx of a flag, or of nothing we know

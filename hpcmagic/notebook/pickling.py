@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -71,7 +73,20 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{number}]", part) for number, part in enumerate(value))
     elif isinstance(value, set | frozenset):
         yield from (("{…}", part) for part in value)
-    elif callable(value) and getattr(value, "__closure__", None):
-        cells = zip(value.__code__.co_freevars, value.__closure__, strict=True)
-        yield from ((f".<closure {name}>", cell.cell_contents) for name, cell in cells)
+    elif isinstance(value, FunctionType):
+        yield from _function_parts(value)
     yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names = [slots] if isinstance(slots, str) else slots
+        yield from ((f".{name}", getattr(value, name)) for name in names if hasattr(value, name))
+
+
+def _function_parts(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Give what a function takes along: its closure, and the globals that it names."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell: not bound yet
+            yield f".<closure {name}>", cell.cell_contents
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield f".<global {name}>", function.__globals__[name]

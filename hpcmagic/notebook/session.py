@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -318,15 +319,20 @@ def check_syntax(cell: RunCell) -> None:
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
-        compile(TransformerManager().transform_cell(cell.numbered()), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said where the cell runs
+            compile(
+                TransformerManager().transform_cell(cell.numbered()), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            )
     except SyntaxError as error:
         text = (error.text or "").strip()
         raise CellError(
             f"{type(error).__name__} in line {error.lineno}: {error.msg}{f':  {text}' if text else ''}",
             "No rank was bothered; mend the cell and run it again.",
         ) from None
-    except ValueError as error:
-        raise CellError(f"The cell cannot be compiled: {error}.", "Mend the cell and run it again.") from None
+    except (ValueError, MemoryError, RecursionError, OverflowError) as error:
+        why = str(error) or f"{type(error).__name__}, it may be nested too deeply"
+        raise CellError(f"The cell cannot be compiled: {why}.", "Mend the cell and run it again.") from None
 
 
 def _loaded(name: str, reply: Reply) -> Any:
@@ -378,7 +384,7 @@ def status_of(
     left_s: float | None,
 ) -> Status:
     """Put the keeper's and the batch system's words together."""
-    phase = keeper.phase if keeper is not None else "pending"
+    phase = keeper.phase if keeper is not None else "starting" if seen.phase == "running" else "pending"
     cause = keeper.cause if keeper is not None else ""
     if seen.phase == "ended" and phase != "ended":
         phase, cause = "ended", seen.meaning or seen.word

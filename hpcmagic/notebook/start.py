@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import re
+import shutil
 import socket
 import time
 from typing import Any
@@ -24,7 +25,7 @@ from hpcmagic.notebook.found import LAUNCHERS, Found, find
 from hpcmagic.notebook.output import clock
 from hpcmagic.notebook.session import Session, ended_error
 from hpcmagic.notebook.waiting import wait_until_ready
-from hpcmagic.profiles import SIZES, Resources, resolve, walltime_s
+from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
 from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
 
@@ -58,8 +59,13 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
     name, fresh = (session, False) if session else (frontend.session_name()[0], not frontend.notebook_path())
     require_name(name)
     found = find(resources, name)
+    if found is not None and found.half:
+        raise LaunchError(
+            f"Session {name} is being started by another kernel.",
+            f"Run the cell again in a moment; if it stays so, `%hpc stop {name}` clears it away.",
+        )
     if found is not None and (cause := found.ended()):
-        if not _asked_sizes(resources):
+        if "asked for" not in _origins_of_sizes(resources):
             raise ended_error(found.request.session, cause, found.request)
         found.directory.put_aside()
         found = None
@@ -102,7 +108,7 @@ def require_asked(resources: Resources) -> None:
     ProfileError
         Shows the line to type.
     """
-    if resources.launcher == "slurm" and not resources.profile and not _asked_sizes(resources):
+    if resources.launcher == "slurm" and not resources.profile and not any(_origins_of_sizes(resources)):
         raise ProfileError(
             "SLURM answers here, and nothing says what to ask it for: no job was submitted.",
             "Type e.g. `%%remote --nodes 1 --time 0:30:00`, or name a profile with `--profile`.",
@@ -132,8 +138,10 @@ def require_name(name: str) -> None:
         )
 
 
-def _asked_sizes(resources: Resources) -> bool:
-    return any(name in resources.origins for name in ASKING_SIZES)
+def _origins_of_sizes(resources: Resources) -> set[str]:
+    """Give where the resources that were asked for come from; sbatch's own defaults ask for nothing."""
+    origins = {resources.origins.get(name, "") for name in ASKING_SIZES}
+    return {origin for origin in origins if "SBATCH_" not in origin} - {""}
 
 
 def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
@@ -142,7 +150,8 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
         directory = SessionDirectory.create(resources.directory / name)
     except FileExistsError:
         raise LaunchError(
-            f"Session {name} is being started by another kernel.", "Run the cell again in a moment."
+            f"Session {name} is being started by another kernel.",
+            f"Run the cell again in a moment; if it stays so, `%hpc stop {name}` clears it away.",
         ) from None
     try:
         public = {who: key.decode() for who, key in make_keys(directory).items()}
@@ -166,10 +175,14 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
         )
         directory.write_record(directory.request, request)
         job = JobRecord(launcher.name, launcher.submit(JobSpec(name, directory, resources)), time.time())
-        directory.write_record(directory.job, job)
     except BaseException:
-        with contextlib.suppress(OSError):
-            directory.put_aside()
+        shutil.rmtree(directory.path, ignore_errors=True)
+        raise
+    try:
+        directory.write_record(directory.job, job)
+    except BaseException:  # nobody would ever find that job again
+        launcher.cancel(job.job_id)
+        shutil.rmtree(directory.path, ignore_errors=True)
         raise
     print(_announcement(resources, job))
     return Found(directory, request, job, None)
@@ -203,8 +216,9 @@ def require_same(request: Request, resources: Resources) -> None:
     asked = resources.asked()
     names = [n for n in asked if resources.origins.get(n) == "asked for" and n != "launcher"]
     if "ntasks" in resources.origins:
-        names.append("ntasks")
-    differing = [n for n in dict.fromkeys(names) if request.resources.get(n) != asked[n]]
+        names = ["ntasks", *(name for name in names if name != "ntasks_per_node")]
+    has_values = request.resources
+    differing = [n for n in dict.fromkeys(names) if canonical(n, has_values.get(n)) != canonical(n, asked[n])]
     if not differing:
         return
     has = ", ".join(f"--{n.replace('_', '-')} {request.resources.get(n)}" for n in differing)

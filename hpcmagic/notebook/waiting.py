@@ -43,7 +43,8 @@ def wait_until_ready(found: Found, *, submitted: bool) -> Session:
             line.update(text)
         control = Control.connect(found.directory, found.request)
     except KeyboardInterrupt:
-        where = "stays in the queue" if found.keeper is None and job.launcher == "slurm" else "goes on starting"
+        queued = found.keeper is None and job.launcher == "slurm" and found.seen.phase != "running"
+        where = "stays in the queue" if queued else "goes on starting"
         raise LaunchError(
             f"Stopped waiting; job {job.job_id} of session {name} {where}.",
             "Run the cell again to wait for it; `%hpc stop` cancels it.",
@@ -81,14 +82,20 @@ def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
     began_s, look_s, ask_s = time.monotonic(), LOOK_S[0], ASK_S[0]
     ask_at, ended_at, seen = began_s + ask_s, 0.0, JobState("unknown")
     while True:
-        found.keeper = directory.read_record(directory.state, KeeperState)
+        try:
+            found.keeper = directory.read_record(directory.state, KeeperState)
+        except FileNotFoundError:
+            raise LaunchError(
+                f"Session {request.session} was stopped elsewhere while it started.",
+                "Run the cell again to start it anew.",
+            ) from None
         if found.keeper is not None and found.keeper.phase == "ready":
             return
         if found.keeper is not None and found.keeper.phase == "ended":
             raise _not_started(found, found.keeper.cause)
         now = time.monotonic()
         if now >= ask_at:
-            seen = launcher.state(job_id)
+            seen = found.seen = launcher.state(job_id)
             ask_s = min(ask_s * 1.5, ASK_S[1])
             ask_at = now + ask_s
             if seen.hopeless:
@@ -110,7 +117,8 @@ def _progress_line(request: Request, keeper: KeeperState | None, seen: JobState,
             return f"Job {job_id}: starting, {waited}" if request.launcher == "slurm" else f"Starting, {waited}"
         why = f": {seen.reason} – {seen.meaning}" if seen.meaning else f": {seen.reason}" if seen.reason else ""
         expected = f"; expected to start {seen.expected_start}" if seen.expected_start else ""
-        return f"Job {job_id} waits in the queue{why}{expected}; {waited} so far (Ctrl-C leaves it there)"
+        mend = f" → {seen.mend.replace('JOBID', job_id)}" if seen.mend else ""
+        return f"Job {job_id} waits in the queue{why}{expected}; {waited} so far (Ctrl-C leaves it there){mend}"
     missing = [rank for rank in range(request.ntasks) if rank not in keeper.ranks]
     nodes = sorted({keeper.nodes[rank] for rank in missing if rank < len(keeper.nodes)})
     on = (

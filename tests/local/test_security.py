@@ -33,7 +33,14 @@ from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire import crypto
 from hpcmagic.wire.control import Control
-from hpcmagic.wire.crypto import FRAME_LIMIT_NBYTES, KeyPair, load_key_pair, load_signing_key, make_keys, require_encrypted
+from hpcmagic.wire.crypto import (
+    FRAME_LIMIT_NBYTES,
+    KeyPair,
+    load_key_pair,
+    load_signing_key,
+    make_keys,
+    require_encrypted,
+)
 from hpcmagic.wire.messages import INTERRUPT, REQUEST, Push, RunCell, to_frames
 
 MPI_OWN = ("mpiexec", "mpirun", "orterun", "orted", "prte", "prted", "prterun")  # their ports: docs/security.md
@@ -112,7 +119,9 @@ def test_ports(session, ports):
     assert len(set(ports.values())) >= 14
     ranks = [p for p in others if "hpcmagic.engine" in p.cmdline() and p.name() not in MPI_OWN]
     assert len(ranks) == session.size
-    assert {p.pid: listening(p) for p in (*ranks, psutil.Process())} == {p.pid: set() for p in (*ranks, psutil.Process())}
+    assert {p.pid: listening(p) for p in (*ranks, psutil.Process())} == {
+        p.pid: set() for p in (*ranks, psutil.Process())
+    }
     strangers = [p for p in others if p not in ranks and p.name() not in MPI_OWN]
     assert strangers == [], "what are these processes? list them in docs/security.md"
 
@@ -132,7 +141,7 @@ class Caller:
                 if kind == zmq.SUB:
                     one.subscribe(b"")
                 name = (where, zmq.SocketType(kind).name)
-                monitor = one.get_monitor_socket()
+                monitor = one.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | sum(FAILED))
                 one.connect(f"tcp://127.0.0.1:{port}")
                 self.sockets[one], self.monitors[monitor], self.events[name] = name, name, set()
                 self.poller.register(monitor, zmq.POLLIN)
@@ -142,9 +151,7 @@ class Caller:
         return self
 
     def __exit__(self, *_):
-        for one in self.sockets:
-            one.disable_monitor()
-        for one in (*self.monitors, *self.sockets):
+        for one in (*self.sockets, *self.monitors):
             one.close(0)
         self.context.term()
 
@@ -569,13 +576,16 @@ def test_session_dir_is_a_link(tmp_path, unread):
 def standing(session):
     """The module's running session: its directory; modes are as they were afterwards."""
     root = session.directory.path.parent
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (root, session.directory.path, *session.directory.path.glob("*"))}
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode)
+        for path in (root, session.directory.path, *session.directory.path.glob("*"))
+    }
     yield session.directory
     for path, mode in modes.items():
         path.chmod(mode)
 
 
-WIDENED = ("..", ".", "client.key", "signing.key", "server.key", "request.json", "connection.json", "ranks", "job.log")
+WIDENED = ("..", ".", "client.key", "signing.key", "server.key", "request.json", "connection.json", "ranks")
 
 
 @pytest.mark.parametrize("name", WIDENED)

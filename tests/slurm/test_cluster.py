@@ -66,14 +66,10 @@ def test_login_environment(cluster, monkeypatch):
     monkeypatch.setenv("HPCMAGIC_SECRET", "leaked")
     lines = succeeded(cluster.as_user("alice", "env")).splitlines()
     assert {"HOME=/home/alice", "USER=alice", "PATH=/usr/local/bin:/usr/bin:/bin"} <= set(lines)
-    assert not [
-        line for line in lines if "leaked" in line or line.startswith(("PIP_", "SLURM_", "VIRTUAL_ENV"))
-    ]
+    assert not [line for line in lines if "leaked" in line or line.startswith(("PIP_", "SLURM_", "VIRTUAL_ENV"))]
 
 
-@pytest.mark.parametrize(
-    ("user", "account", "qos"), [("alice", "alice-lab", "normal"), ("bob", "bob-lab", "half")]
-)
+@pytest.mark.parametrize(("user", "account", "qos"), [("alice", "alice-lab", "normal"), ("bob", "bob-lab", "half")])
 def test_accounting(cluster, user, account, qos):
     """A job is charged to its user's account: 2 nodes, 2 CPUs each and 4 GB in all bill 4 + 4 * 0.25."""
     wanted = ("-N2", "-n2", "-c2", "--mem=2G", f"--qos={qos}", "--wrap", "true")
@@ -124,9 +120,7 @@ def test_crash_repaired(cluster):
     cluster.verb("up")
     after = pids()
     assert {name for name in before if before[name] != after[name]} == {"slurmd.n3"}
-    assert sorted(succeeded(cluster.as_user("alice", "srun", "-N4", "hostname")).split()) == list(
-        cluster.nodes
-    )
+    assert sorted(succeeded(cluster.as_user("alice", "srun", "-N4", "hostname")).split()) == list(cluster.nodes)
 
 
 def test_up_twice(cluster):

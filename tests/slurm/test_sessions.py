@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import os
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -59,7 +58,9 @@ def test_one_job_one_world(cluster, alice):
 
 def test_waits_in_the_queue(cluster, alice):
     """While the job waits its reason stands there in words; Ctrl-C leaves it; the next start picks it up."""
-    blocker = cluster.as_user("bob", "sbatch", "--parsable", "-N4", "--exclusive", "-t5", "--wrap", "sleep 200").stdout.strip()
+    blocker = cluster.as_user(
+        "bob", "sbatch", "--parsable", "-N4", "--exclusive", "-t5", "--wrap", "sleep 200"
+    ).stdout.strip()
     code = """
         import hpcmagic, os, signal, threading
         threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -233,6 +234,8 @@ def test_wider_modes(alice):
     code = START + "import os; os.chmod(s.directory.path, 0o755); s.control.close()"
     alice(code)
     assert "mode 0755" in refused(alice, "hpcmagic.start(session='t', launcher='slurm')")
-    alice("import hpcmagic, os; p=os.path.expanduser('~/.local/state/hpcmagic/t'); os.chmod(p, 0o700)\n" + START + "s.stop()")
-
-
+    alice(
+        "import hpcmagic, os; p=os.path.expanduser('~/.local/state/hpcmagic/t'); os.chmod(p, 0o700)\n"
+        + START
+        + "s.stop()"
+    )

@@ -99,3 +99,16 @@ def test_keys_documented():
     """Every key of a profile stands in the table of the page on profiles, and none that there is not."""
     table = (DOCS / "profiles.md").read_text().partition("## The keys")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(KEYS)
+
+
+def test_modules_in_the_picture():
+    """The listing of folders in the page on how it works names every module, and none that is gone."""
+    listing = next(block for block in FENCED.findall((DOCS / "how-it-works.md").read_text()) if "errors.py" in block)
+    listed, folder = set(), ""
+    for indent, name in re.findall(r"^( +)([\w./]+)", listing, re.MULTILINE):
+        folder = folder if len(indent) > 2 else name if name.endswith("/") else ""
+        if name != folder:
+            listed.add(f"{folder}{name.removesuffix('.py')}")
+    package = REPO / "hpcmagic"
+    modules = {str(p.relative_to(package).with_suffix("")) for p in package.rglob("*.py") if p.stem != "__init__"}
+    assert listed == modules

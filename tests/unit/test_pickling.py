@@ -1,9 +1,8 @@
 """The user's values on their way to the ranks: what cannot travel is named by the way to it."""
 
-import os
+import io
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,7 +82,7 @@ CULPRITS = {
     "global": (lambda: from_a_notebook("def function(): return guard", guard=lock()), "guard", "_thread.lock"),
     "object array": (lambda: {"a": np.array([1, lock()], dtype=object)}, "x['a']", "numpy.ndarray"),
     "generator": (lambda: [(i for i in range(3))], "x[0]", "generator"),
-    "open file": (lambda: {"out": Path(os.devnull).open("w")}, "x['out']", "_io.TextIOWrapper"),  # noqa: SIM115
+    "open file": (lambda: {"out": io.TextIOWrapper(io.BytesIO())}, "x['out']", "_io.TextIOWrapper"),
     "refuses": (lambda: {"s": Stubborn()}, "x['s']", "Stubborn"),
     "key": (lambda: {lock(): 1}, "x", "dict"),
     "set": (lambda: {1, closure_over(lock())}, "x{…}.<closure thing>", "_thread.lock"),

@@ -13,7 +13,8 @@ from two_lines import two_lines
 from hpcmagic.errors import HpcMagicError, LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec
-from hpcmagic.launch.slurm import SlurmLauncher, site_section
+from hpcmagic.launch.jobqueue import site_section
+from hpcmagic.launch.slurm import SlurmLauncher
 from hpcmagic.profiles import resolve
 from hpcmagic.rendezvous import SessionDirectory
 

@@ -124,7 +124,12 @@ def test_job_that_can_never_start(wait):
     wait.after(
         5,
         wait.job(
-            "pending", "PENDING", "AssocGrpBillingMinutes", "it asks for too much", "Ask for less with `--time`."
+            "pending",
+            "PENDING",
+            "AssocGrpBillingMinutes",
+            "it asks for too much",
+            "Ask for less with `--time`.",
+            hopeless=True,
         ),
     )
     with pytest.raises(LaunchError, match="AssocGrpBillingMinutes – it asks for too much") as error:
