@@ -109,7 +109,7 @@ class Resources:
 
     def asked(self) -> dict[str, Any]:
         """Give what identifies a session's resources: two requests that agree here share a session."""
-        names = (*SIZES, "partition", "account", "qos", "constraint", "launcher")
+        names = (*SIZES, "partition", "account", "qos", "constraint", "launcher", "profile")
         return {name: getattr(self, name) for name in names}
 
     def with_origin(self, origin: str, **values: Any) -> Resources:
@@ -132,6 +132,12 @@ KEYS = (
 def user_file() -> Path:
     """Give the path of the user's own profiles."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "hpcmagic" / "profiles.toml"
+
+
+def profile_names() -> list[str]:
+    """Give the names of all profiles there are."""
+    files = (BUILT_IN, read_file(SITE_FILE), read_file(user_file()))
+    return sorted({name for content in files for name in content.get("profiles", {})})
 
 
 def resolve(options: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Resources:

@@ -37,6 +37,7 @@ PRIVATE_FILE = 0o600
 WRONG_WORLD = 78  # exit status by which a rank says that MPI's world is not the session's
 NO_MPI = 79  # … that mpi4py or its library cannot be loaded
 KEEPER_GONE = 80  # … that its keeper no longer runs
+TERMINATED = "it was told to end (SIGTERM)"  # a cause that the batch system may know better
 ENDED_KEPT = 20  # directories of ended sessions that stay readable
 
 
@@ -187,6 +188,14 @@ class SessionDirectory:
         """Remove the private keys: an ended session has no use for them."""
         for path in self.path.glob("*.key"):
             path.unlink(missing_ok=True)
+
+    @classmethod
+    def latest_ended(cls, root: Path, name: str) -> Self | None:
+        """Give the newest ended session of a name, for its log."""
+        shelf = root / "ended"
+        paths = shelf.glob(f"{name}~*") if shelf.is_dir() else ()
+        found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{re.escape(name)}~(\d+)", p.name))}
+        return cls(found[max(found)]) if found else None
 
     def put_aside(self) -> None:
         """Move an ended session's directory away, so that its name is free and its log readable."""

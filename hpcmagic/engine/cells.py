@@ -155,6 +155,9 @@ class RankShell(ZMQInteractiveShell):
     display_pub_class = Type(RankDisplayPublisher)
     capture: Capture | None = None
 
+    def enable_gui(self, gui: Any = None) -> None:
+        """No windows on a rank; `%matplotlib inline` asks for none."""
+
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         if self.capture is None:
             super()._showtraceback(etype, evalue, stb)
@@ -212,7 +215,7 @@ class CellRunner:
             raised = raised_by(error) if error is not None else None
         value: Pickled | None = None
         described = ""
-        has_value = capture.has_value and raised is None and not _silenced(cell.source)
+        has_value = capture.has_value and raised is None and (cell.keep_value or not _silenced(cell.source))
         if has_value:
             value, described = pickled_value(capture.value)
         return Reply(self.rank, capture.merged(), has_value, value, described, raised=raised)
@@ -271,7 +274,7 @@ class CellRunner:
         namespace = self.shell.user_ns
         for name in names:
             if name not in namespace:
-                raise NameError(f"name {name!r} is not defined on rank {self.rank}")
+                raise NameError(f"name {name!r} is not defined")
         return Reply(self.rank, pulled={name: pickle_value(namespace[name]) for name in names})
 
     def _guarded(self, work: Any) -> Reply:

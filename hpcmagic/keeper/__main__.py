@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import HpcMagicError, LaunchError
-from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, starters
+from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
 from hpcmagic.keeper.watch import Watch
-from hpcmagic.rendezvous import NO_MPI, WRONG_WORLD, KeeperState, Request, SessionDirectory
+from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
 
 LOOK_MS = 250
 FIRST_WORDS = 240
@@ -51,7 +51,7 @@ class Keeper:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning before the walltime
 
     def _on_term(self, *_: Any) -> None:
-        self.stopping = "stopped"
+        self.stopping = TERMINATED
 
     def tell(self, **changes: Any) -> None:
         """Change the state and write it down."""
@@ -104,7 +104,8 @@ class Keeper:
         if self.state.phase == "starting":
             return self._look_starting(status)
         if status is not None:
-            return f"the ranks ended: {self.ranks.who_ended()}{status_words(status)}{self.first_words()}"
+            said = first_cause(self.log_text())
+            return f"the ranks ended: {said or self.ranks.who_ended() + status_words(status) + self.first_words()}"
         return self.watch.decide(
             time.monotonic(), clients=self.controller.presence.count, busy=self.controller.busy()
         )
@@ -131,11 +132,15 @@ class Keeper:
             self.tell(ranks=ranks)
         return ""
 
-    def first_words(self) -> str:
-        """Give what the log said first since the start, or since all was ready: the cause stands there."""
+    def log_text(self) -> str:
+        """Give the beginning of what the log said since the start, or since all was ready."""
         with self.directory.log.open(errors="replace") as log:
             log.seek(self.log_begins)
-            lines = [line.strip() for line in log.read(4096).splitlines()]
+            return log.read(4096)
+
+    def first_words(self) -> str:
+        """Give what the log said first since the start, or since all was ready: the cause stands there."""
+        lines = [line.strip() for line in self.log_text().splitlines()]
         said = " ".join(line for line in lines if line.strip("-=* "))
         return f" – «{said[:FIRST_WORDS]}{'…' if len(said) > FIRST_WORDS else ''}»" if said else ""
 

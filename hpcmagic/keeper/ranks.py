@@ -127,6 +127,22 @@ class Ranks:
                     continue
 
 
+def first_cause(said: str) -> str:
+    """Find in what srun or mpiexec said which rank ended first, and how; nothing if they do not say."""
+    for pattern in CAUSES:
+        match = re.search(pattern, said)
+        if match:
+            return "rank {rank} {how}".format_map({k: " ".join(v.split()) for k, v in match.groupdict().items()})
+    return ""
+
+
+CAUSES = (
+    r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>[^\n]+)",
+    r"process rank (?P<rank>\d+) with PID \d+ on\s+node\s+\S+ (?P<how>exited on signal \d+ \([^)]*\))",
+    r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+(?P<how>Exit code:\s+\d+)",
+)
+
+
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, sign)

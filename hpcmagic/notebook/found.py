@@ -9,8 +9,8 @@ from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.session import Status, status_of, stop
-from hpcmagic.profiles import Resources, resolve
+from hpcmagic.notebook.session import Status, cause_of_end, status_of, stop
+from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
 LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
@@ -49,7 +49,7 @@ class Found:
     def ended(self) -> str:
         """Give why the session has ended, or nothing while it lives."""
         if self.keeper is not None and self.keeper.phase == "ended":
-            return self.keeper.cause or "without a word"
+            return cause_of_end(self.keeper, self.launcher, self.job) or "without a word"
         seen = self.job_state()
         if seen.phase == "ended":
             return seen.meaning or (f"SLURM says {seen.word}" if seen.word != "ENDED" else "its keeper is gone")
@@ -58,7 +58,7 @@ class Found:
 
 def sessions(**options: object) -> list[Status]:
     """Give the status of every session of yours, by name."""
-    return [_status(found) for found in all_found(resolve(options))]
+    return [_status(found) for resources in everywhere(**options) for found in all_found(resources)]
 
 
 def find(resources: Resources, name: str) -> Found | None:
@@ -70,6 +70,17 @@ def find(resources: Resources, name: str) -> Found | None:
     if identity and name == frontend.session_name()[0]:
         return next((f for f in all_found(resources) if f.request.notebook == identity), None)
     return None
+
+
+def find_anywhere(name: str) -> Found | None:
+    """Find a session by its name in the directories of all profiles."""
+    return next((found for resources in everywhere() if (found := find(resources, name)) is not None), None)
+
+
+def everywhere(**options: object) -> list[Resources]:
+    """Give one `Resources` for each directory that some profile keeps sessions in."""
+    resolved = [resolve(options), *(resolve({**options, "profile": name}) for name in profile_names())]
+    return list({resources.directory: resources for resources in reversed(resolved)}.values())
 
 
 def all_found(resources: Resources) -> list[Found]:

@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 
 from hpcmagic.errors import DataError, HpcMagicError, ProfileError
 from hpcmagic.notebook import frontend, output, start
-from hpcmagic.notebook.found import find, sessions, stop_found
+from hpcmagic.notebook.found import find_anywhere, sessions, stop_found
 from hpcmagic.notebook.options import (
     RESOURCE_NAMES,
     HelpAsked,
@@ -20,6 +20,7 @@ from hpcmagic.notebook.options import (
 )
 from hpcmagic.notebook.session import Session, Status, check_syntax, ended_error, tail
 from hpcmagic.profiles import resolve
+from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.messages import RunCell
 
 MAGICS = {"line": ("remote", "push", "pull", "hpc"), "cell": ("remote",)}
@@ -76,8 +77,11 @@ class HpcMagics(Magics):
     def push(self, line: str) -> None:
         """Send variables of the notebook to the ranks. `%push -h` shows the options."""
         names, ranks = self._names(PUSH, line)
-        if names:
-            self._held().push(ranks=ranks, **self._values(names))
+        if not names:
+            return
+        session = self._held()
+        session.push(ranks=ranks, **self._values(names))
+        output.quiet(f"{', '.join(names)} → {output.ranks_in_words(session.chosen(ranks))}")
 
     @no_var_expand
     @line_magic
@@ -119,7 +123,7 @@ class HpcMagics(Magics):
         if options.dry_run:
             print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
             return None
-        cell = RunCell(source, f"cell {self._cell_number()}", first_line)
+        cell = RunCell(source, f"cell {self._cell_number()}", first_line, bool(options.out))
         session = self._ensure(options, cell)
         if options.push:
             names = [name for name in options.push.split(",") if name]
@@ -214,7 +218,7 @@ class HpcMagics(Magics):
 
     def _stop(self, rest: str) -> None:
         name = rest or self.session_name or frontend.session_name()[0]
-        found = find(resolve({}), name)
+        found = find_anywhere(name)
         if self.session is not None and self.session.name == name:
             self.session.stop()
             self.session = None
@@ -230,10 +234,12 @@ class HpcMagics(Magics):
                 f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's."
             )
         name = self.session_name or frontend.session_name()[0]
-        found = find(resolve({}), name)
-        if found is None:
+        found = self.session or find_anywhere(name)
+        ended = SessionDirectory.latest_ended(resolve({}).directory, name)
+        directory = found.directory if found is not None else ended
+        if directory is None:
             raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
-        path = found.directory.rank_log(int(rest)) if rest else found.directory.log
+        path = directory.rank_log(int(rest)) if rest else directory.log
         print(tail(path, 40) or f"{path.name} is empty.")
 
 
@@ -245,7 +251,7 @@ def _resources(options: argparse.Namespace) -> dict[str, Any]:
 def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
     """Write the line under each remote cell: ranks × elapsed, node-hours so far, when the job ends."""
     count = len(session.chosen(ranks))
-    parts = [f"{count} rank{'s' if count > 1 else ''} × {output.clock(elapsed_s)}"]
+    parts = [f"{output.count(count, 'rank')} × {output.clock(elapsed_s)}"]
     parts.append(f"{session.node_seconds / 3600:.2g} node-hours so far")
     left = session.left_s()
     if left is not None:

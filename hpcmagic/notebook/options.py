@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hpcmagic.errors import ProfileError
 
@@ -20,10 +20,10 @@ class HelpAsked(Exception):  # not an error: `-h` was given
 class OptionParser(argparse.ArgumentParser):
     """argparse, with errors of ours and no abbreviated options."""
 
-    def __init__(self, prog: str, description: str, **kwargs: Any) -> None:
+    def __init__(self, prog: str, description: str, usage: str = "[options]") -> None:
         super().__init__(
-            prog=prog, description=description, allow_abbrev=False, add_help=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs,
+            prog=prog, usage=f"{prog.replace('%', '%%')} {usage}", description=description, allow_abbrev=False, add_help=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         self.add_argument("-h", "--help", action="store_true", help="show this")
 
@@ -157,7 +157,7 @@ def remote_parser(prog: str) -> OptionParser:
 
 def names_parser(prog: str, description: str) -> OptionParser:
     """Make the parser of `%push` and `%pull`."""
-    parser = OptionParser(prog, description)
+    parser = OptionParser(prog, description, "NAME … [options]")
     parser.add_argument("names", nargs="*", metavar="NAME", help="names of variables")
     parser.add_argument("-r", "--ranks", metavar="0,2-3", help="these ranks only")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,7 +139,9 @@ class StatusLine:
             else:
                 self._handle.update({"text/plain": text}, raw=True)
         elif self._tty:
-            sys.stdout.write(f"\r\x1b[2K{text}")
+            width = shutil.get_terminal_size().columns - 1
+            shown = text if len(text) <= width else text[: width - 1] + "…"
+            sys.stdout.write(f"\r\x1b[2K{shown}")
             sys.stdout.flush()
 
     def clear(self) -> None:
@@ -186,9 +189,28 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24} h"
+    days, hours = divmod(minutes // 60, 24)
+    parts = (
+        f"{days} d" if days else "",
+        f"{hours} h" if hours else "",
+        f"{minutes % 60} min" if minutes % 60 else "",
     )
+    return " ".join([part for part in parts if part][:2])
+
+
+def count(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "rank"), count(4, "rank")
+    ('1 rank', '4 ranks')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def ranks_in_words(ranks: Iterable[int]) -> str:
+    """Name ranks: `rank 2`, `ranks 0-1,3`."""
+    listed = list(ranks)
+    return f"rank{'' if len(listed) == 1 else 's'} {rank_set(listed)}"
 
 
 def time_of_day(in_s: float) -> str:

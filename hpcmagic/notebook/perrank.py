@@ -12,6 +12,7 @@ from hpcmagic.errors import DataError, ProfileError
 
 MOST_OUTSIDE = 1000  # ranks beyond the session that an error still looks at
 SHOWN = 32  # distinct values that a display shows before it says how many more there are
+SHOWN_CHARACTERS = 3000  # of one value
 
 
 def rank_set(ranks: Iterable[int]) -> str:
@@ -157,6 +158,8 @@ class PerRank(Sequence[Any]):
         lines = []
         groups = self._groups()
         for text, ranks in list(groups.items())[:SHOWN]:
+            if len(text) > SHOWN_CHARACTERS:
+                text = text[:SHOWN_CHARACTERS] + " …"  # noqa: PLW2901
             label = f"[{rank_set(ranks)}] "
             lines.append(label + text.replace("\n", "\n" + " " * len(label)))
         if len(groups) > SHOWN:

@@ -20,7 +20,7 @@ from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook import output
 from hpcmagic.notebook.perrank import PerRank, choose_ranks, rank_set
 from hpcmagic.notebook.pickling import pickle_for_ranks
-from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
+from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control, Pending
 from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
 
@@ -85,8 +85,12 @@ class Session:
 
     def __repr__(self) -> str:
         nodes = len(set(self.keeper_state().nodes)) or self.request.nodes
-        where = "on this machine" if self.request.launcher == "local" else f"on {nodes} nodes, job {self.job.job_id}"
-        return f"<Session {self.name}: {self.size} ranks {where}{', ended' if self.ended else ''}>"
+        where = (
+            "on this machine"
+            if self.request.launcher == "local"
+            else f"on {output.count(nodes, 'node')}, job {self.job.job_id}"
+        )
+        return f"<Session {self.name}: {output.count(self.size, 'rank')} {where}{', ended' if self.ended else ''}>"
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +222,7 @@ class Session:
         except FileNotFoundError:
             raise self._ended("its directory is gone: it was stopped elsewhere") from None
         if keeper.phase == "ended":
-            raise self._ended(keeper.cause)
+            raise self._ended(cause_of_end(keeper, self.launcher, self.job))
 
     def _ask(self, message: Any, ranks: Sequence[int], timeout_s: float | None) -> list[Reply]:
         """Send a message and wait for all replies; Ctrl-C interrupts the ranks."""
@@ -236,18 +240,20 @@ class Session:
         if pending.lost:
             self.require_alive()
             raise SessionEnded(
-                f"Ranks {rank_set(pending.lost)} of session {self.name} are gone; their variables are lost.",
+                f"Of session {self.name} {output.ranks_in_words(pending.lost)} is gone, with all variables there.",
                 "See `%hpc log`; `%hpc stop` ends the session.",
             )
         return [pending.replies[rank] for rank in sorted(pending.replies)]
 
-    def _wait(self, pending: Pending, deadline: float | None, line: output.StatusLine) -> None:
+    def _wait(
+        self, pending: Pending, deadline: float | None, line: output.StatusLine, hint: str = "Ctrl-C interrupts"
+    ) -> None:
         began_s = time.monotonic()
         ask_at = began_s + ASK_S
         while not pending.wait(LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic()))):
             self.require_alive()
             now = time.monotonic()
-            line.update(_running_line(pending, now - began_s))
+            line.update(_running_line(pending, now - began_s, hint))
             if deadline is not None and now >= deadline:
                 self.control.interrupt(pending.missing())
                 pending.wait(INTERRUPT_S)
@@ -266,20 +272,21 @@ class Session:
     def _interrupted(self, pending: Pending, line: output.StatusLine) -> None:
         """Interrupt the ranks and wait for what they say to it; a second Ctrl-C lets go."""
         self.control.interrupt(pending.missing())
-        print("Interrupting the ranks … (once more: let go, the ranks run on)")
+        print("Interrupting the ranks … (once more lets go of them: they run on)")
         try:
             if pending.wait(INTERRUPT_S):
                 return
-            missing = rank_set(pending.missing())
-            print(f"Ranks {missing} have not stopped: they are inside MPI or C code.")
-            self._wait(pending, None, line)
+            missing = pending.missing()
+            pronoun = "it is" if len(missing) == 1 else "they are"
+            print(f"{output.ranks_in_words(missing)} did not stop: {pronoun} inside MPI or C code.".capitalize())
+            self._wait(pending, None, line, "once more Ctrl-C lets go")
         except KeyboardInterrupt:
-            missing = rank_set(pending.missing())
+            left = output.ranks_in_words(pending.missing())
             error = output.rank_error(list(pending.replies.values()), size=self.size)
             if error is not None:
                 print(error.text)
             raise CellError(
-                f"Let go of the cell; ranks {missing} run on.",
+                f"Let go of the cell; {left} run on.",
                 "Their next cell waits until this one ends; `%hpc stop` ends the session.",
             ) from None
 
@@ -298,14 +305,14 @@ class Session:
             raise error
 
 
-def _running_line(pending: Pending, elapsed_s: float) -> str:
-    missing, count = pending.missing(), len(pending.ranks)
+def _running_line(pending: Pending, elapsed_s: float, hint: str) -> str:
+    missing, total = pending.missing(), len(pending.ranks)
     raised = [reply for reply in pending.replies.values() if reply.raised is not None]
     names = " ".join(sorted({r.raised.name for r in raised if r.raised is not None}))
-    fault = f" (rank {rank_set(r.rank for r in raised)} raised {names})" if raised else ""
-    waiting = f"{count - len(missing)} of {count} done{fault}, waiting for rank {rank_set(missing)}"
-    state = f"running on {count} rank{'s' if count > 1 else ''}" if len(missing) == count else waiting
-    return f"{state}, {output.clock(int(elapsed_s))} (Ctrl-C or the stop button interrupts)"
+    fault = f" ({output.ranks_in_words(r.rank for r in raised)} raised {names})" if raised else ""
+    waiting = f"{total - len(missing)} of {total} done{fault}, waiting for {output.ranks_in_words(missing)}"
+    state = f"running on {output.count(total, 'rank')}" if len(missing) == total else waiting
+    return f"{state}, {output.clock(int(elapsed_s))} ({hint})"
 
 
 def check_syntax(cell: RunCell) -> None:
@@ -358,12 +365,20 @@ def tail(path: Any, lines: int) -> str:
 
 def ended_error(name: str, cause: str, request: Request) -> SessionEnded:
     """Give the error for a session that is over: why, what is lost, and the line that starts again."""
-    line = f"%%remote --nodes {request.nodes}"
+    profile = request.resources.get("profile")
+    line = f"%%remote {f'--profile {profile} ' if profile else ''}--nodes {request.nodes}"
     if request.ntasks_per_node > 1:
         line += f" --ntasks-per-node {request.ntasks_per_node}"
     if request.resources.get("time") and request.launcher == "slurm":
         line += f" --time {request.resources['time']}"
     return SessionEnded(f"Session {name} has ended: {cause}. Its variables are gone.", f"Start again with `{line}`.")
+
+
+def cause_of_end(keeper: KeeperState, launcher: Launcher, job: JobRecord | None) -> str:
+    """Give why a session ended; whoever sent the keeper a SIGTERM, only the batch system knows."""
+    if keeper.cause == TERMINATED and job is not None:
+        return launcher.state(job.job_id).meaning or keeper.cause
+    return keeper.cause
 
 
 def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:
@@ -391,6 +406,8 @@ def status_of(
     elif seen.phase == "pending":
         phase, cause = "pending", " – ".join(filter(None, (seen.reason, seen.meaning)))
     nodes = tuple(dict.fromkeys(keeper.nodes)) if keeper is not None and phase != "pending" else ()
+    if phase == "ended":
+        left_s = None
     return Status(
         request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
     )

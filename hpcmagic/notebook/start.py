@@ -22,7 +22,7 @@ from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.found import LAUNCHERS, Found, find
-from hpcmagic.notebook.output import clock
+from hpcmagic.notebook.output import clock, count
 from hpcmagic.notebook.session import Session, ended_error
 from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
@@ -56,7 +56,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
         The batch system refused, or the job did not become a session.
     """
     resources, launcher = plan(options)
-    name, fresh = (session, False) if session else (frontend.session_name()[0], not frontend.notebook_path())
+    name = session or frontend.session_name()[0]
     require_name(name)
     found = find(resources, name)
     if found is not None and found.half:
@@ -75,8 +75,6 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             require_asked(resources)
         resources = launcher.completed(resources)
         found = _submit(name, resources, launcher)
-        if fresh:
-            print(f"Session {name} (a name for `--session` and `%hpc`).")
     else:
         require_same(found.request, resources)
     held = wait_until_ready(found, submitted=submitted)
@@ -184,25 +182,26 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
         launcher.cancel(job.job_id)
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
-    print(_announcement(resources, job))
+    print(_announcement(name, resources, job))
     return Found(directory, request, job, None)
 
 
-def _announcement(resources: Resources, job: JobRecord) -> str:
+def _announcement(name: str, resources: Resources, job: JobRecord) -> str:
     """Say what was asked for, and where it came from."""
     limit = clock(resources.no_client_limit_s) if resources.no_client_limit_s else ""
     lonely = f"ends after {limit} with no notebook connected and no cell running" if limit else ""
-    ranks = f"{resources.ntasks} rank{'s' if resources.ntasks > 1 else ''}"
     if resources.launcher == "local":
         why = "no SLURM here" if resources.origins.get("launcher") == "what is there" else "as asked"
-        return f"Starting {ranks} on this machine ({why}); {lonely or 'runs until %hpc stop'}."
+        ranks = count(resources.ntasks, "rank")
+        return f"Session {name}: {ranks} on this machine ({why}); {lonely or 'runs until %hpc stop'}."
     time_origin = resources.origins.get("time", "")
     limit_s = walltime_s(resources.time)
     walltime = f"walltime {clock(limit_s) if limit_s else resources.time or 'unknown'} ({time_origin})"
     details = [f"{name} {getattr(resources, name)}" for name in ("partition", "account", "qos", "mem")
                if getattr(resources, name)]  # fmt: skip
-    nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''} × {resources.ntasks_per_node}"
-    return f"Job {job.job_id}: {nodes} ranks, {', '.join([walltime, *details])}" + (f"; {lonely}." if lonely else ".")
+    nodes = f"{count(resources.nodes, 'node')} × {count(resources.ntasks_per_node, 'rank')}"
+    said = f"Session {name}: job {job.job_id}, {nodes}, {', '.join([walltime, *details])}"
+    return f"{said}; {lonely}." if lonely else f"{said}."
 
 
 def require_same(request: Request, resources: Resources) -> None:

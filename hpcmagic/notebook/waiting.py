@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from hpcmagic.errors import LaunchError
+from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook.found import Found
-from hpcmagic.notebook.output import StatusLine, clock, time_of_day
-from hpcmagic.notebook.perrank import rank_set
+from hpcmagic.notebook.output import StatusLine, clock, count, ranks_in_words, time_of_day
 from hpcmagic.notebook.session import Session, stop, tail
 from hpcmagic.profiles import MPI_WAYS
 from hpcmagic.rendezvous import KeeperState, Request
@@ -42,7 +41,11 @@ def wait_until_ready(found: Found, *, submitted: bool) -> Session:
         for text in _progress(found, launcher):
             line.update(text)
         control = Control.connect(found.directory, found.request)
+    except HpcMagicError:
+        line.clear()
+        raise
     except KeyboardInterrupt:
+        line.clear()
         queued = found.keeper is None and job.launcher == "slurm" and found.seen.phase != "running"
         where = "stays in the queue" if queued else "goes on starting"
         raise LaunchError(
@@ -58,7 +61,7 @@ def wait_until_ready(found: Found, *, submitted: bool) -> Session:
 def _ready_line(session: Session, how: str) -> str:
     keeper = session.keeper_state()
     nodes = len(set(keeper.nodes))
-    where = "this machine" if session.request.launcher == "local" else f"{nodes} node{'s' if nodes > 1 else ''}"
+    where = "this machine" if session.request.launcher == "local" else count(nodes, "node")
     world = (
         f"MPI world of {keeper.world} ({keeper.starter})"
         if keeper.world
@@ -66,7 +69,7 @@ def _ready_line(session: Session, how: str) -> str:
     )
     left = session.left_s()
     until = f", until {time_of_day(left)}" if left is not None else ""
-    return f"Session {session.name}: {session.size} ranks on {where} {how}, {world}{until}."
+    return f"Session {session.name}: {count(session.size, 'rank')} on {where} {how}, {world}{until}."
 
 
 def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
@@ -124,7 +127,7 @@ def _progress_line(request: Request, keeper: KeeperState | None, seen: JobState,
     on = (
         f" on {', '.join(nodes[:4])}{' …' if len(nodes) > 4 else ''}" if nodes and request.launcher == "slurm" else ""
     )
-    waiting = f", waiting for rank {rank_set(missing)}{on}" if missing else ""
+    waiting = f", waiting for {ranks_in_words(missing)}{on}" if missing else ""
     return f"{request.ntasks - len(missing)} of {request.ntasks} ranks connected{waiting}, {waited}"
 
 

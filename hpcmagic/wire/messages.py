@@ -52,6 +52,7 @@ class RunCell:
     source: str
     name: str  # shown in tracebacks, e.g. "cell 3"
     first_line: int = 1
+    keep_value: bool = False  # send the value though the cell ends in a semicolon
 
     def numbered(self) -> str:
         """Give the source with its lines where the notebook's cell has them.

@@ -41,7 +41,8 @@ def test_one_job_over_four_nodes(cluster):
     (job,) = re.findall(r"Job (\d+): 4 nodes", said)
     for rank, node in enumerate(cluster.nodes):
         assert f"[{rank}] rank {rank} of 4 on {node}, an MPI world of 4" in said
-    assert alices_jobs(cluster) - before == {f"{job}|4|alice"}
+    new = {row for row in alices_jobs(cluster) - before if int(row.partition("|")[0]) >= int(job)}
+    assert new == {f"{job}|4|alice"}
     assert "four ranks measured what one process measures" in outputs["check"][0].text
     assert any("image/png" in o.get("data", {}) for o in outputs["figure"])
     assert [path.name for path in SESSIONS.iterdir()] == ["ended"]

@@ -87,7 +87,7 @@ def test_first_cell_submits(desk, capsys):
     assert held.job.job_id == "1"
     assert desk.alive == ["1"]
     out = capsys.readouterr().out
-    for words in ("Job 1", "4 nodes", "1 h", "asked for", "account lab", "20 min"):
+    for words in ("job 1", "4 nodes", "1 h", "asked for", "account lab", "20 min"):
         assert words in out, out
 
 

@@ -81,7 +81,7 @@ def test_waiting_in_words(wait):
     )
     assert "Ctrl-C leaves it there" in shown
     assert "Job 1: starting" in shown
-    assert "0 of 4 ranks connected, waiting for rank 0-3 on n1, n2, n3, n4" in shown
+    assert "0 of 4 ranks connected, waiting for ranks 0-3 on n1, n2, n3, n4" in shown
     assert "3 of 4 ranks connected, waiting for rank 2 on n3" in shown
 
 
