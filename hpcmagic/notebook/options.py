@@ -22,8 +22,8 @@ class OptionParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, usage: str = "[options]") -> None:
         super().__init__(
-            prog=prog, usage=f"{prog.replace('%', '%%')} {usage}", description=description, allow_abbrev=False, add_help=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            prog=prog, usage=f"{prog.replace('%', '%%')} {usage}", description=description,
+            allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         self.add_argument("-h", "--help", action="store_true", help="show this")
 
