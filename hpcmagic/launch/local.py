@@ -46,7 +46,7 @@ class LocalLauncher:
             )
         except OSError as error:
             raise LaunchError(
-                f"Cannot start {sys.executable}: {error}.", "Is this Python still installed?"
+                f"Cannot start {self._command(spec)[0]}: {error.strerror}.", "Is that Python installed?"
             ) from error
         finally:
             os.close(log)

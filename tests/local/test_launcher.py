@@ -15,7 +15,7 @@ from hpcmagic.errors import LaunchError
 from hpcmagic.launch import local
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.profiles import Resources
-from hpcmagic.rendezvous import KeeperState
+from hpcmagic.rendezvous import TERMINATED, KeeperState
 
 STARTS_WITHIN_S = 30.0
 
@@ -81,7 +81,7 @@ class TestLocalLauncher(LauncherContract):
             launcher.cancel(job_id)
             assert launcher.state(job_id).phase == "ended"
             eventually(lambda: not running_in(directory))
-        assert directory.read_record(directory.state, KeeperState).cause == "stopped"
+        assert directory.read_record(directory.state, KeeperState).cause == TERMINATED
         assert not list(directory.path.glob("*.key"))
 
     def test_keeper_killed(self, launcher, make_spec):

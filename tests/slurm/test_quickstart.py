@@ -38,7 +38,7 @@ def test_one_job_over_four_nodes(cluster):
     notebook = nbformat.reads(done.stdout, as_version=4)
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
     said = "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs["hello"])
-    (job,) = re.findall(r"Job (\d+): 4 nodes", said)
+    (job,) = re.findall(r"job (\d+), 4 nodes", said)
     for rank, node in enumerate(cluster.nodes):
         assert f"[{rank}] rank {rank} of 4 on {node}, an MPI world of 4" in said
     new = {row for row in alices_jobs(cluster) - before if int(row.partition("|")[0]) >= int(job)}

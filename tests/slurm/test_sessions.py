@@ -64,9 +64,9 @@ def test_waits_in_the_queue(cluster, alice):
     code = """
         import hpcmagic, os, signal, threading
         threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
-        from hpcmagic.notebook import start
+        from hpcmagic.notebook import waiting
         seen = []
-        start.StatusLine.update = lambda self, text: seen.append(text)
+        waiting.StatusLine.update = lambda self, text: seen.append(text)
         try:
             hpcmagic.start(session="t", launcher="slurm", nodes=4, time="10")
         except hpcmagic.LaunchError as e:
