@@ -239,3 +239,25 @@ def test_wider_modes(alice):
         + START
         + "s.stop()"
     )
+
+
+def test_full_disk(cluster, alice):
+    """A session_dir that is full is said to be that, with the mend, before anything is bought."""
+    mounted = cluster.hub(
+        "sh", "-c", "mkdir -p /tmp/full && mount -t tmpfs -o size=64k,mode=700,uid=$(id -u alice) tmpfs /tmp/full"
+    )
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        said = refused(alice, """
+            with open("/tmp/full/filler", "wb") as file:
+                try:
+                    file.write(b"x" * 100_000)
+                except OSError:
+                    pass
+            hpcmagic.start(session='t', launcher='slurm', time='5', session_dir='/tmp/full/s')
+        """)  # fmt: skip
+        assert "No space left on device" in said
+        assert "session_dir" in said
+        assert cluster.jobs() == []
+    finally:
+        cluster.hub("umount", "/tmp/full")
