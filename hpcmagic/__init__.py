@@ -78,7 +78,8 @@ def load_ipython_extension(shell: Any) -> None:
     """Register the magics: ``%load_ext hpcmagic``."""
     from hpcmagic.notebook.magics import HpcMagics
 
-    shell.register_magics(HpcMagics(shell))
+    known = shell.magics_manager.registry.get(HpcMagics.__name__)  # after a reload: it holds the sessions
+    shell.register_magics(known or HpcMagics(shell))
 
 
 def unload_ipython_extension(shell: Any) -> None:

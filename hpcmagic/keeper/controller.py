@@ -31,6 +31,7 @@ from hpcmagic.wire.crypto import (
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
+MISSED_BEATS = 200  # ten minutes: that a rank is gone, srun and mpiexec say much sooner
 REFUSED_QUERIES = ("shutdown_request", "become_dask_request", "stop_distributed_request")
 LARGE_CHANNELS = ("mux", "task", "broadcast", "iopub")  # the ones that carry values
 
@@ -40,6 +41,7 @@ class InLoopHeartMonitor(HeartMonitor):
 
     def start(self) -> None:
         """Begin to beat. The stock method waits for a subscription that this very loop would bring."""
+        self.max_heartmonitor_misses = MISSED_BEATS * SLOW_BEAT_MS // FAST_BEAT_MS
         self.pong_stream.on_recv(self.handle_pong)
         self.tic = ipp_controller.time.monotonic()
         self.caller = PeriodicCallback(self.beat, FAST_BEAT_MS)
@@ -48,6 +50,7 @@ class InLoopHeartMonitor(HeartMonitor):
     def slow_down(self) -> None:
         """Beat at the usual pace, once all ranks are in."""
         self.caller.stop()
+        self.max_heartmonitor_misses = MISSED_BEATS
         self.caller = PeriodicCallback(self.beat, SLOW_BEAT_MS)
         self.caller.start()
 

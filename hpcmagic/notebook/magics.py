@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
-from hpcmagic.errors import DataError, HpcMagicError, ProfileError
+from hpcmagic.errors import DataError, ProfileError, SessionEnded
 from hpcmagic.notebook import frontend, output, start
 from hpcmagic.notebook.found import find_anywhere, sessions, stop_found
 from hpcmagic.notebook.options import (
@@ -18,7 +19,7 @@ from hpcmagic.notebook.options import (
     names_parser,
     remote_parser,
 )
-from hpcmagic.notebook.session import Session, Status, check_syntax, ended_error, tail
+from hpcmagic.notebook.session import Session, Status, check_syntax, tail
 from hpcmagic.profiles import resolve
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.messages import RunCell
@@ -42,7 +43,7 @@ class HpcMagics(Magics):
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
-        self.session: Session | None = None
+        self.held: dict[str, Session] = {}  # by name
         self.session_name: str | None = None
 
     @no_var_expand
@@ -128,11 +129,11 @@ class HpcMagics(Magics):
         if options.push:
             names = [name for name in options.push.split(",") if name]
             session.push(ranks=options.ranks, **self._values(names))
-        begun = session.elapsed_s()
+        begun_s = time.monotonic()
         try:
             replies = session.run_cell(cell, options.ranks, options.timeout)
         finally:
-            output.quiet(_quiet_line(session, options.ranks, session.elapsed_s() - begun))
+            output.quiet(_quiet_line(session, options.ranks, time.monotonic() - begun_s))
         values = output.values(replies)
         if options.out:
             self.shell.user_ns[options.out] = values
@@ -151,23 +152,23 @@ class HpcMagics(Magics):
             check_syntax(cell)
         resources = _resources(options)
         name = options.session or self.session_name
-        if self.session is not None and (not options.session or options.session == self.session.name):
-            self._require_alive(self.session, resources)
-        if self.session is not None and self.session.name == name:
-            start.require_same(self.session.request, resolve(resources))
-            return self.session
-        self.session = start.start(session=name, keep=options.keep, unasked=False, **resources)
-        self.session_name = self.session.name
-        return self.session
+        session = self.held.get(name) if name else None
+        if session is not None and self._is_alive(session):
+            start.require_same(session.request, resolve(resources))
+        else:
+            session = start.start(session=name, keep=options.keep, unasked=False, **resources)
+            self.held[session.name] = session
+        self.session_name = session.name
+        return session
 
-    def _require_alive(self, session: Session, resources: dict[str, Any]) -> None:
-        """Forget a session that has ended; raise what became of it unless a new one is asked for."""
+    def _is_alive(self, session: Session) -> bool:
+        """Whether a session that we hold still lives; forget it if not."""
         try:
             session.require_alive()
-        except HpcMagicError as error:
-            self.session = None
-            if session.ended != "stopped" and not resources:
-                raise ended_error(session.name, session.ended, session.request) from error
+        except SessionEnded:
+            del self.held[session.name]
+            return False
+        return True
 
     def _held(self) -> Session:
         """Give the session of this notebook; start it like a bare `%%remote` when there is none."""
@@ -218,10 +219,9 @@ class HpcMagics(Magics):
 
     def _stop(self, rest: str) -> None:
         name = rest or self.session_name or frontend.session_name()[0]
-        found = find_anywhere(name)
-        if self.session is not None and self.session.name == name:
-            self.session.stop()
-            self.session = None
+        held, found = self.held.pop(name, None), find_anywhere(name)
+        if held is not None:
+            held.stop()
         elif found is not None:
             stop_found(found)
         else:
@@ -234,7 +234,7 @@ class HpcMagics(Magics):
                 f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's."
             )
         name = self.session_name or frontend.session_name()[0]
-        found = self.session or find_anywhere(name)
+        found = self.held.get(name) or find_anywhere(name)
         ended = SessionDirectory.latest_ended(resolve({}).directory, name)
         directory = found.directory if found is not None else ended
         if directory is None:

@@ -94,6 +94,7 @@ def growth(session):
     yield lambda: (peak - before) / 1e6
     over.set()
     thread.join()
+    print(f"the keeper grew by {(peak - before) / 1e6:.1f} MB")
 
 
 def family(session):
@@ -422,7 +423,7 @@ def test_values_of_256_mb(own_session):
     del value
     view.execute(f"c = 7  # {'x' * 3_000_000}", block=True)
     assert view.pull("c", block=True) == [7]
-    shown = view.execute(f"print('y' * {900_000})")
+    shown = view.execute("print('y' * 900_000)")
     shown.get()
     shown.wait_for_output(5)
     assert [len(text) for text in shown.stdout] == [900_001]
@@ -430,6 +431,10 @@ def test_values_of_256_mb(own_session):
     first = [balanced.apply_async(int) for _ in range(1000)]
     with balanced.temp_flags(after=first):  # 40 KB of message ids in the metadata
         assert balanced.apply_async(len, b"z" * 3_000_000).get(20) == 3_000_000
+    together = session.client.broadcast_view(is_coalescing=True)
+    view.execute("d = a[:200_000]", block=True)
+    (first,) = together.pull("d").get(20)
+    assert np.array_equal(first, np.arange(200_000.0))
     deadline = time.monotonic() + 15
     while (grown := keeper.memory_info().rss - before) > GROWTH_LIMIT_MB * 1e6 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -492,16 +497,17 @@ def test_secrets_in_files_and_words(own_session, capfd, caplog):
     assert leaks(printed.out + printed.err + caplog.text, secrets) == []
 
 
-def test_secrets_in_notebooks(tmp_path):
+def test_secrets_in_notebooks(tmp_path, monkeypatch):
     """A saved notebook shows no key and no token, whatever its cells display."""
     root, kept = tmp_path / "d", tmp_path / "kept"
-    line = f"--nodes 1 --launcher local --session nb --session-dir {root}"
+    monkeypatch.setenv("HPCMAGIC_SESSION_DIR", str(root))
+    monkeypatch.setenv("HPCMAGIC_LAUNCHER", "local")
     cells = [
         "%load_ext hpcmagic",
-        f"%%remote {line}\nprint('hello')\nrank",
-        f"%hpc status {line}",
-        f"%hpc log {line}",
-        f"import hpcmagic; s = hpcmagic.start(session='nb', session_dir={str(root)!r}); s",
+        "%%remote --nodes 1 --session nb\nprint('hello')\nrank",
+        "%hpc status",
+        "%hpc log",
+        "import hpcmagic; s = hpcmagic.start(session='nb'); s",
         "s.client, s.request, s.control, s.client[:], s.client.session",
         f"import shutil; shutil.copytree({str(root / 'nb')!r}, {str(kept)!r}, copy_function=shutil.copy2); s.stop()",
     ]
@@ -698,10 +704,10 @@ def test_plain_server(impostor):
 
 
 def test_request_without_a_key(impostor, monkeypatch):
-    """A request that names no server key does not lead to a plain connection: NotEncrypted."""
+    """A request that names no server key does not lead to a plain connection: nothing is said to anybody."""
     directory, request, heard = impostor
     monkeypatch.delenv("IPP_CURVE_SERVERKEY", raising=False)
-    with pytest.raises(NotEncrypted, match="not CURVE"):
+    with pytest.raises(NotEncrypted):
         Control.connect(directory, replace(request, server_public=""), timeout_s=2.0)
     assert heard == []
 
