@@ -33,7 +33,9 @@ def main(path: str) -> None:
     rank = comm.Get_rank() if comm is not None else rank_from_environment()
     own_log(directory, rank)
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel would load it: 7 MB a rank
-    from hpcmagic.engine.kernel import RankEngine, engine_config  # after MPI: forks nothing before it
+    import ipykernel.debugger  # noqa: F401  # now, while debugpy is not there
+
+    from hpcmagic.engine.kernel import RankEngine, engine_config
 
     del sys.modules["debugpy"]
     agent = Agent(directory, request)

@@ -87,6 +87,7 @@ class CellStream(io.TextIOBase):
         self.kind = kind
         self.shell = shell
         self.otherwise = otherwise
+        self._unflushed = False
 
     def write(self, text: str) -> int:
         """Take text of whichever thread prints."""
@@ -94,13 +95,15 @@ class CellStream(io.TextIOBase):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         capture = self.shell.capture
         if capture is None:
+            self._unflushed = True
             return self.otherwise.write(text)
         capture.write(self.kind, text)
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back inside a cell."""
-        if self.shell.capture is None:
+        """Nothing is held back inside a cell; ipykernel flushes after each, which costs a wait for its thread."""
+        if self.shell.capture is None and self._unflushed:
+            self._unflushed = False
             self.otherwise.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -151,6 +151,7 @@ class RankEngine(ipp_engine.IPEngine):
     def init_engine(self) -> None:
         """Skip the stock search for a connection file."""
         sys.path.insert(0, "")
+        self.log.setLevel(self.log_level)  # traitlets filters in the handler only: each record would be made
         self.load_connection_file()
         self.config.IPKernelApp.exec_lines = []
         self.config.IPKernelApp.exec_files = []

@@ -11,7 +11,9 @@ one context with one authenticator (`wire.crypto.admit_only`), bound before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import ipyparallel.controller.app as ipp_controller
@@ -28,6 +30,7 @@ from hpcmagic.wire.crypto import (
     load_key_pair,
     load_signing_key,
 )
+from hpcmagic.wire.messages import REQUEST
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
@@ -79,6 +82,7 @@ class Controller(ipp_controller.IPController):
         keys = [load_key_pair(self.directory, who).public for who in PEERS]
         self.authenticator = admit_only(self.context, keys)
         super().initialize(argv)
+        self.log.setLevel(self.log_level)  # traitlets filters in the handler only: each record would be made
         self.log.addFilter(lambda record: not record.getMessage().startswith("Monitor message without topic"))
         presence = self.context.socket(zmq.XPUB)
         self.bind(presence, f"tcp://{self.host}:*")
@@ -110,7 +114,9 @@ class Controller(ipp_controller.IPController):
 
     def init_hub(self) -> None:
         """Make the hub, with its heart monitor in this loop and without queries that end the session."""
-        super().init_hub()
+        with _no_nap():
+            super().init_hub()
+        self._keep_no_books()
         for query in REFUSED_QUERIES:
             del self.hub.query_handlers[query]
         self.heartmonitor_process = self._heart_monitor()
@@ -121,6 +127,27 @@ class Controller(ipp_controller.IPController):
             self.registered()
 
         self.hub.finish_registration = finish_registration
+
+    def _keep_no_books(self) -> None:
+        """Note of our own requests only that they are under way: the hub would keep their ids for ever."""
+        hub = self.hub
+        stock_request, stock_reply = hub.monitor_handlers[b"in"], hub.monitor_handlers[b"out"]
+
+        def on_request(idents: Any, message: Any) -> None:
+            header = self.session.unpack(message[1])
+            if header["msg_type"] == REQUEST:
+                hub.pending.add(header["msg_id"])
+            else:
+                stock_request(idents, message)
+
+        def on_reply(idents: Any, message: Any) -> None:
+            parent = self.session.unpack(message[2])
+            if parent.get("msg_type") == REQUEST:
+                hub.pending.discard(parent["msg_id"])
+            else:
+                stock_reply(idents, message)
+
+        hub.monitor_handlers.update({b"in": on_request, b"out": on_reply})
 
     def _heart_monitor(self) -> InLoopHeartMonitor:
         ping, pong = self.context.socket(zmq.PUB), self.context.socket(zmq.ROUTER)
@@ -150,6 +177,17 @@ class Controller(ipp_controller.IPController):
     def busy(self) -> bool:
         """Whether a cell runs or waits on any rank."""
         return bool(self.hub.pending)
+
+
+@contextlib.contextmanager
+def _no_nap() -> Iterator[None]:
+    """Spare the quarter of a second for which ipyparallel's `init_hub` sleeps, for a database that we do not have."""
+    real = ipp_controller.time
+    ipp_controller.time = SimpleNamespace(sleep=lambda _: None, monotonic=real.monotonic, time=real.time)
+    try:
+        yield
+    finally:
+        ipp_controller.time = real
 
 
 class Presence:

@@ -168,6 +168,7 @@ LOCAL_MPI = {  # Open MPI 4 and 5: more ranks than cores, also as root (a contai
     "OMPI_MCA_plm_rsh_agent": "/bin/false",
     "OMPI_MCA_oob_tcp_if_include": "lo",
     "OMPI_MCA_btl": "self,vader",
+    "OMPI_MCA_pml": "ob1",  # on one host; looking for a fabric would take a while
     "PRTE_ALLOW_RUN_AS_ROOT": "1",
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
