@@ -350,7 +350,7 @@ def canonical(name: str, value: Any) -> Any:
 
 
 _walltime = _matching(
-    r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|(?i:infinite|unlimited)",
+    r"(?![0:-]+$)(\d+|\d+:[0-5]\d|\d+:[0-5]\d:[0-5]\d|\d+-\d+(:[0-5]\d){0,2})|(?i:infinite|unlimited)",
     "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`",
 )
 _name = _matching(r"[A-Za-z0-9_.,@+-]+", "a name without blanks")
@@ -358,7 +358,7 @@ _line = _matching(r"[^\n\r\0]*", "one line of text")
 
 CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
     "launcher": _one_of(*LAUNCHERS),
-    "session_dir": _matching(r"[~/][^\n\r\0]*", "an absolute path, or one below ~"),
+    "session_dir": _matching(r"[~/][^\n\r\0$]*", "an absolute path, or one below ~, without `$`"),
     "nodes": _count(1),
     "ntasks": _count(1),
     "ntasks_per_node": _count(1),

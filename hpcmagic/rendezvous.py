@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -183,6 +184,10 @@ class SessionDirectory:
         known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # T is always a dataclass
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
         return kind(**values)
+
+    def age_s(self) -> float:
+        """Give the seconds since the directory last changed."""
+        return time.time() - self.path.stat().st_mtime
 
     def forget_keys(self) -> None:
         """Remove the private keys: an ended session has no use for them."""

@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import io
-import linecache
 import os
+import sys
 import time
-import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TextIO
 
 import cloudpickle
@@ -29,22 +28,17 @@ from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
 from traitlets import Type
 
+from hpcmagic.engine.tracebacks import CELL, raised_by
 from hpcmagic.wire.messages import (
     OUTPUT_LIMIT_NBYTES,
     VALUE_LIMIT_NBYTES,
-    Frame,
     Output,
     Pickled,
     Pull,
     Push,
-    Raised,
     Reply,
     RunCell,
 )
-
-PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
-CELL = "<cell"  # how the file names of cells begin
-LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", str(Path(os.__file__).parent))
 
 
 class Capture:
@@ -55,11 +49,14 @@ class Capture:
         self.outputs: list[Output] = []
         self.nbytes = 0
         self.overflowed = False
+        self.lost = False
         self.value: Any = None
         self.has_value = False
 
     def write(self, kind: str, text: str) -> None:
         """Take printed text; beyond the limit it goes to the rank's log."""
+        if not text.isascii():  # a file's name may hold what is no text: it could not travel
+            text = text.encode(errors="backslashreplace").decode()
         self.nbytes += len(text)
         if self.nbytes <= OUTPUT_LIMIT_NBYTES:
             self.outputs.append(Output(kind, text))
@@ -67,7 +64,12 @@ class Capture:
         if not self.overflowed:
             self.overflowed = True
             self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"))
-        self.log.write(text)
+        if not self.lost:
+            try:
+                self.log.write(text)
+            except OSError as error:  # a full disk is no fault of the cell's
+                self.lost = True
+                self.outputs.append(Output("stderr", f"[… and the rest is lost: {error.strerror}]\n"))
 
     def merged(self) -> tuple[Output, ...]:
         """Give the outputs with neighbouring texts of one stream joined."""
@@ -79,13 +81,14 @@ class Capture:
 
 
 class CellStream(io.TextIOBase):
-    """sys.stdout of a rank: into the running cell, else wherever a stock engine prints."""
+    """sys.stdout of a rank: into the running cell; to where a stock engine prints; else into the rank's log."""
 
     encoding = "utf-8"
 
-    def __init__(self, kind: str, shell: RankShell, otherwise: TextIO) -> None:
+    def __init__(self, kind: str, shell: RankShell, otherwise: TextIO, log: TextIO) -> None:
         self.kind = kind
         self.shell = shell
+        self.log = log
         self.otherwise = otherwise
         self._unflushed = False
 
@@ -94,9 +97,14 @@ class CellStream(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         capture = self.shell.capture
-        if capture is None:
+        if capture is None and self.shell.serves_stock:
             self._unflushed = True
             return self.otherwise.write(text)
+        if capture is None:  # a thread that prints between cells
+            with suppress(OSError):
+                self.log.write(text)
+                self.log.flush()
+            return len(text)
         capture.write(self.kind, text)
         return len(text)
 
@@ -157,6 +165,11 @@ class RankShell(ZMQInteractiveShell):
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
     capture: Capture | None = None
+    serves_stock = False  # a request of ipyparallel's own is being served
+
+    def ask_exit(self) -> None:
+        """Leave exit() and quit() without effect: the other ranks would go too."""
+        print("exit() has no effect on a rank; `%hpc stop` ends the session.", file=sys.stderr)
 
     def enable_gui(self, gui: Any = None) -> None:
         """No windows on a rank; `%matplotlib inline` asks for none."""
@@ -197,6 +210,7 @@ class CellRunner:
     async def answer(self, message: RunCell | Push | Pull) -> Reply:
         """Do what a message asks; whatever goes wrong becomes part of the reply."""
         begun = time.monotonic()
+        warnings.filterwarnings("ignore", "To exit: use 'exit'")
         match message:
             case RunCell():
                 reply = await self._run_cell(message)
@@ -208,7 +222,7 @@ class CellRunner:
         return reply
 
     def _code_name(self, _raw: str, _transformed: str, _number: int) -> str:
-        return f"{CELL} {self._name}>"
+        return f"{CELL}{self._name.removeprefix('cell ')}>"
 
     async def _run_cell(self, cell: RunCell) -> Reply:
         self._name = cell.name
@@ -259,7 +273,8 @@ class CellRunner:
         finally:
             self.shell.capture = None
             self._flush_c()
-            self.log.flush()
+            with suppress(OSError):
+                self.log.flush()
             grown = os.fstat(1).st_size - size
             if grown > 0 and not capture.overflowed:  # else that, too, is in the log already
                 text = os.pread(1, min(grown, OUTPUT_LIMIT_NBYTES), size).decode(errors="replace")
@@ -278,7 +293,14 @@ class CellRunner:
         for name in names:
             if name not in namespace:
                 raise NameError(f"name {name!r} is not defined")
-        return Reply(self.rank, pulled={name: pickle_value(namespace[name]) for name in names})
+        return Reply(self.rank, pulled={name: self._pulled(name) for name in names})
+
+    def _pulled(self, name: str) -> Pickled:
+        value = self.shell.user_ns[name]
+        try:
+            return pickle_value(value)
+        except Exception as error:
+            raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
 
     def _guarded(self, work: Any) -> Reply:
         try:
@@ -315,7 +337,7 @@ def pickled_value(value: Any) -> tuple[Pickled | None, str]:
     try:
         pickled = pickle_value(value)
     except Exception as error:  # a user's __reduce__ may raise anything
-        return None, f"{describe(value)}; cannot be pickled: {error}"
+        return None, f"{describe(value)}, cannot be pickled: {error}"
     if pickled.nbytes > VALUE_LIMIT_NBYTES:
         return None, f"{describe(value)}, {pickled.nbytes / 1e6:.0f} MB"
     return pickled, ""
@@ -332,59 +354,6 @@ def describe(value: Any) -> str:
     if getattr(value, "nbytes", 0):
         words.append(f"{value.nbytes / 1e6:.0f} MB")
     return ", ".join(words)
-
-
-def raised_by(error: BaseException) -> Raised:
-    """Give an exception as data: short frames for the cell, the whole text for who asks."""
-    entries = traceback.extract_tb(error.__traceback__)
-    own = [entry for entry in entries if _is_users(entry.filename)]
-    frames = [_frame(entry) for entry in own]
-    last = entries[-1] if entries else None
-    if last is not None and own and last is not own[-1] and not _is_ours(last.filename):
-        frames.append(_frame(last))
-    if isinstance(error, SyntaxError) and (error.filename or "").startswith(CELL):
-        where = f"{_file(error.filename or '')}, line {error.lineno}"
-        frames = [Frame(where, "", (error.text or "").strip())]
-    return Raised(type(error).__name__, _text(error), tuple(frames), "".join(traceback.format_exception(error)))
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return (error.msg if isinstance(error, SyntaxError) else str(error)) or ""
-    except Exception as broken:  # a user's __str__ may raise anything
-        return f"<its str() raised {type(broken).__name__}>"
-
-
-def _is_users(filename: str) -> bool:
-    if filename.startswith(CELL):
-        return True
-    return not _is_ours(filename) and not any(part in filename for part in (*LIBRARY, "<frozen"))
-
-
-def _is_ours(filename: str) -> bool:
-    return filename.startswith(PACKAGE)
-
-
-def _file(filename: str) -> str:
-    return (
-        filename.removeprefix("<").removesuffix(">").removeprefix("cell ") if filename.startswith(CELL) else filename
-    )
-
-
-def _frame(entry: traceback.FrameSummary) -> Frame:
-    source = (entry.line or linecache.getline(entry.filename, entry.lineno or 0)).strip()
-    if entry.filename.startswith(CELL):
-        return Frame(f"{_file(entry.filename)}, line {entry.lineno}", entry.name, source)
-    return Frame(f"{'/'.join(Path(entry.filename).parts[-3:])}:{entry.lineno}", entry.name, source)
-
-
-def users_frame(frame: Any) -> bool:
-    """Whether a cell's code is on the stack of `frame`."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(CELL):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def no_input(prompt: str = "") -> str:

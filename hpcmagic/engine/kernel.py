@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from typing import Any
 
 import ipyparallel.engine.app as ipp_engine
@@ -24,10 +25,11 @@ from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Any as AnyTrait
 from traitlets import Type
 
-from hpcmagic.engine.cells import CellRunner, CellStream, RankShell, no_input, users_frame
+from hpcmagic.engine.cells import CellRunner, CellStream, RankShell, no_input
+from hpcmagic.engine.tracebacks import users_frame
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
-from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, from_frames, to_frames
+from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Raised, Reply, from_frames, to_frames
 
 
 class _NoSubshells:
@@ -56,15 +58,31 @@ class RankKernel(IPythonParallelKernel):
         self.control_handlers[INTERRUPT] = self.interrupt_main
         self.cells = CellRunner(self.shell, self.engine_id, sys.__stderr__ or sys.stderr)
         self._ours = False
+        self._running = ""  # the request that the main thread works on
+        self._given_up: deque[str] = deque(maxlen=1000)  # requests to answer without doing them
+
+    def _withdrawn(self) -> Reply | None:
+        """Answer a request that was interrupted while it waited behind another one."""
+        if self._running not in self._given_up:
+            return None
+        return Reply(self.engine_id, raised=Raised("KeyboardInterrupt", "before the cell began", (), ""))
 
     async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer one message of the notebook's."""
-        reply = await self.cells.answer(from_frames(parent["buffers"]))
+        self._running = parent["header"]["msg_id"]
+        try:
+            reply = self._withdrawn() or await self.cells.answer(from_frames(parent["buffers"]))
+        finally:
+            self._running = ""
         self.session.send(stream, REPLY, {"status": "ok"}, parent=parent, ident=ident, buffers=to_frames(reply))
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Interrupt the cell that runs in the main thread (called in the control thread)."""
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        """Interrupt one request, if it runs, or keep it from running (called in the control thread)."""
+        request = parent["content"]["request"]
+        if request == self._running:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:
+            self._given_up.append(request)
         self.session.send(stream, f"{INTERRUPT}_reply", {"status": "ok"}, parent=parent, ident=ident)
 
     def on_sigint(self, _signal: int, frame: Any) -> None:
@@ -76,10 +94,12 @@ class RankKernel(IPythonParallelKernel):
             self.io_loop.asyncio_loop.call_soon_threadsafe(self.cells.task.cancel)
 
     def pre_handler_hook(self) -> None:
-        """Keep our SIGINT handler; the stock one may raise between cell and reply."""
+        """Keep our SIGINT handler: the stock one may raise between cell and reply."""
+        self.shell.serves_stock = not self._ours
 
     def post_handler_hook(self) -> None:
-        """Nothing was changed."""
+        """Let what is printed from now on go to the rank's log."""
+        self.shell.serves_stock = False
 
     def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
         """Note whether the request is one of ours."""
@@ -165,8 +185,9 @@ class RankEngine(ipp_engine.IPEngine):
         """Let a running cell collect what is printed."""
         super().redirect_output(iopub_socket)
         shell = self.kernel.shell
-        sys.stdout = CellStream("stdout", shell, sys.stdout)
-        sys.stderr = CellStream("stderr", shell, sys.stderr)
+        log = sys.__stderr__ or sys.stderr
+        sys.stdout = CellStream("stdout", shell, sys.stdout, log)
+        sys.stderr = CellStream("stderr", shell, sys.stderr, log)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
 
 

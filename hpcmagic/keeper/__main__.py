@@ -20,11 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import HpcMagicError, LaunchError
-from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
+from hpcmagic.keeper.ranks import (
+    Ranks,
+    Starter,
+    adopt_orphans,
+    end_orphans,
+    expected_nodes,
+    first_cause,
+    starters,
+)
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
 
 LOOK_MS = 250
+MISSED_LOOKS = 20  # a file system may be away for a moment
 FIRST_WORDS = 240
 IPYTHON_FOLDERS = ("db", "log", "nbextensions", "pid", "security", "startup", "static")
 
@@ -47,6 +56,7 @@ class Keeper:
         self.ways: list[Starter] = starters(request, directory)
         self.failed: list[str] = []
         self.stopping = ""
+        self.missed = 0
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning before the walltime
 
@@ -92,12 +102,17 @@ class Keeper:
     def look(self) -> None:
         """See how things stand; stop the loop when the session must end."""
         try:
-            cause = self.stopping or self._look()
+            cause = self.stopping or self._directory_gone() or self._look()
         except HpcMagicError as error:
             cause = error.message
         if cause and not self.cause:
             self.cause = cause
             self.controller.loop.stop()
+
+    def _directory_gone(self) -> str:
+        """Say so when somebody has removed the session's directory: nobody could find the session again."""
+        self.missed = 0 if self.directory.request.exists() else self.missed + 1
+        return "its directory was removed" if self.missed > MISSED_LOOKS else ""
 
     def _look(self) -> str:
         status = self.ranks.ended()
@@ -150,6 +165,7 @@ class Keeper:
             self.tell(phase="ended", cause=cause)
         if hasattr(self, "ranks"):
             self.ranks.end()
+        end_orphans()
         self.directory.forget_keys()
         return 0 if self.stopping or "no_client_limit" in cause else 1
 
@@ -197,6 +213,7 @@ def main(path: str) -> None:
     os.umask(0o077)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65536), hard))
+    adopt_orphans()
     directory = SessionDirectory(Path(path))
     for folder in IPYTHON_FOLDERS:
         (directory.path / "ipython" / folder).mkdir(parents=True, exist_ok=True)

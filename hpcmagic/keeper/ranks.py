@@ -12,6 +12,7 @@ srun and mpiexec pass it on.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import re
@@ -146,6 +147,20 @@ CAUSES = (
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, sign)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever the ranks leave behind on this host (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """End all that the ranks have left behind on this host: children that they forked, sessions of their own."""
+    import psutil
+
+    for orphan in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
 
 
 def rank_environment(environment: Mapping[str, str], request: Request) -> dict[str, str]:

@@ -63,7 +63,7 @@ REFUSALS = (  # words of sbatch → mend
     (r"accounting/qos policy", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
     (r"time limit", "Ask for less with `--time`; `sinfo -o '%P %l'` shows each partition's limit."),
     (r"node count|node configuration|more processors|memory specification",
-     "Ask for fewer `--nodes`, less `--mem` or `--cpus-per-task`; `sinfo -N -l` shows what the nodes have."),
+     "Ask for less: `--nodes`, `--ntasks-per-node`, `--cpus-per-task`, `--gpus-per-node`, `--mem` (`sinfo -N -l`)."),
     (r"feature", "Check `--constraint` against `sinfo -o '%N %f'`."),
     (r"limit", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
     (r"unable to contact|socket timed out|connection refused", "SLURM's controller is away: try again in a minute."),
@@ -78,8 +78,18 @@ def refusal(words: str, resources: Resources) -> LaunchError:
     )
     mend = by_reason or next((m for pattern, m in REFUSALS if re.search(pattern, words, re.IGNORECASE)), "")
     asked = ", ".join(
-        f"--{name} {value}"
-        for name in ("partition", "account", "qos", "time")
+        f"--{name.replace('_', '-')} {value}"
+        for name in (
+            "ntasks_per_node",
+            "cpus_per_task",
+            "mem",
+            "gpus_per_node",
+            "time",
+            "partition",
+            "account",
+            "qos",
+            "constraint",
+        )
         if (value := getattr(resources, name)) and name in resources.origins
     )
     said = f" (asked: --nodes {resources.nodes}{', ' + asked if asked else ''})"

@@ -35,7 +35,7 @@ class Found:
     @property
     def half(self) -> bool:
         """Whether it is only half made: by a kernel at work, or by one that died over it."""
-        return self.request.ntasks == 0
+        return self.request.ntasks == 0 or self.job is None
 
     @property
     def launcher(self) -> Launcher:

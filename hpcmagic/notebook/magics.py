@@ -25,6 +25,7 @@ from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.messages import RunCell
 
 MAGICS = {"line": ("remote", "push", "pull", "hpc"), "cell": ("remote",)}
+JUST_MADE_S = 60.0
 CELL = remote_parser("%%remote")
 LINE = remote_parser("%remote")
 PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
@@ -222,6 +223,8 @@ class HpcMagics(Magics):
         held, found = self.held.pop(name, None), find_anywhere(name)
         if held is not None:
             held.stop()
+        elif found is not None and found.half and found.directory.age_s() < JUST_MADE_S:
+            raise ProfileError(f"Session {name} is just being started.", "Try again in a moment.")
         elif found is not None:
             stop_found(found)
         else:

@@ -80,7 +80,8 @@ class StaysOnRank:
         self.described = described
 
     def __repr__(self) -> str:
-        return f"<{self.described}; stays on its rank: bind it to a name and `%pull` that>"
+        hint = "" if "cannot be" in self.described else ": bind it to a name and `%pull` that"
+        return f"<{self.described}; stays on its rank{hint}>"
 
 
 class PerRank(Sequence[Any]):
@@ -108,6 +109,8 @@ class PerRank(Sequence[Any]):
 
     def __getitem__(self, rank: Any) -> Any:
         """Give the value of a rank; a slice or a negative number counts within the ranks there are."""
+        if not isinstance(rank, slice):
+            rank = operator.index(rank)
         if isinstance(rank, slice) or rank < 0:
             return list(self._values.values())[rank]
         try:

@@ -18,7 +18,7 @@ from typing import Any, Self
 from hpcmagic.errors import CellError, DataError, SessionEnded
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook import output
-from hpcmagic.notebook.perrank import PerRank, choose_ranks, rank_set
+from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control, Pending
@@ -148,6 +148,8 @@ class Session:
 
     def run_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> list[Reply]:
         """Run a cell and show its output; give the replies in rank order."""
+        if not isinstance(cell.source, str):
+            raise CellError(f"A cell is text, not {type(cell.source).__name__}.", "Pass its source.")
         check_syntax(cell)
         replies = self._ask(cell, self.chosen(ranks), timeout)
         output.show(replies, labels=self.size > 1)
@@ -182,7 +184,10 @@ class Session:
     def status(self) -> Status:
         """Ask how the session stands."""
         self._look_at_job()
-        keeper = self.keeper_state()
+        try:
+            keeper = self.keeper_state()
+        except FileNotFoundError:
+            keeper = KeeperState("ended", cause=self.ended or "stopped")
         return status_of(
             self.request, self.job, keeper, self._job_seen, elapsed_s=self.elapsed_s(), left_s=self.left_s()
         )
@@ -220,7 +225,8 @@ class Session:
         try:
             keeper = self.keeper_state()
         except FileNotFoundError:
-            raise self._ended("its directory is gone: it was stopped elsewhere") from None
+            self.launcher.cancel(self.job.job_id)  # if the directory was only removed, the job would run on
+            raise self._ended("its directory is gone: it was stopped elsewhere, or the directory removed") from None
         if keeper.phase == "ended":
             raise self._ended(cause_of_end(keeper, self.launcher, self.job))
 
@@ -255,10 +261,11 @@ class Session:
             now = time.monotonic()
             line.update(_running_line(pending, now - began_s, hint))
             if deadline is not None and now >= deadline:
-                self.control.interrupt(pending.missing())
-                pending.wait(INTERRUPT_S)
+                late = output.ranks_in_words(pending.missing())
+                self.control.interrupt(pending)
+                stopped = "it was interrupted" if pending.wait(INTERRUPT_S) else "it was interrupted, but runs on"
                 raise CellError(
-                    f"The cell ran longer than its --timeout on ranks {rank_set(pending.ranks)}; it was interrupted.",
+                    f"The cell ran longer than its --timeout on {late}; {stopped}.",
                     "Give it more with `--timeout`, or leave it out.",
                 )
             if now >= ask_at or self.request.launcher == "local":
@@ -271,14 +278,14 @@ class Session:
 
     def _interrupted(self, pending: Pending, line: output.StatusLine) -> None:
         """Interrupt the ranks and wait for what they say to it; a second Ctrl-C lets go."""
-        self.control.interrupt(pending.missing())
+        self.control.interrupt(pending)
         print("Interrupting the ranks … (once more lets go of them: they run on)")
         try:
             if pending.wait(INTERRUPT_S):
                 return
             missing = pending.missing()
             pronoun = "it is" if len(missing) == 1 else "they are"
-            print(f"{output.ranks_in_words(missing)} did not stop: {pronoun} inside MPI or C code.".capitalize())
+            print(f"Not stopped: {output.ranks_in_words(missing)}; {pronoun} inside MPI or C code.")
             self._wait(pending, None, line, "once more Ctrl-C lets go")
         except KeyboardInterrupt:
             left = output.ranks_in_words(pending.missing())

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import re
 import shutil
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import LaunchError, ProfileError
@@ -55,6 +57,10 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
     LaunchError
         The batch system refused, or the job did not become a session.
     """
+    if "HPCMAGIC_KEEPER_PID" in os.environ:
+        raise LaunchError(
+            "This is a rank of a session: it starts none of its own.", "Start sessions from the notebook."
+        )
     resources, launcher = plan(options)
     name = session or frontend.session_name()[0]
     require_name(name)
@@ -129,7 +135,7 @@ def require_name(name: str) -> None:
     ProfileError
         It is malformed.
     """
-    if not re.fullmatch(NAME, name) or name == "ended":
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or name == "ended":
         raise ProfileError(
             f"--session {name!r} is not a name for a session.",
             "Use letters, digits, `_`, `-` and `.`, at most 64.",
@@ -144,6 +150,8 @@ def _origins_of_sizes(resources: Resources) -> set[str]:
 
 def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
     """Make the session's directory, keys and request, and submit its job."""
+    if not Path().exists():
+        raise LaunchError("The directory that you are in has been removed.", "Go to another with `%cd`.")
     try:
         directory = SessionDirectory.create(resources.directory / name)
     except FileExistsError:
@@ -217,6 +225,8 @@ def require_same(request: Request, resources: Resources) -> None:
     if "ntasks" in resources.origins:
         names = ["ntasks", *(name for name in names if name != "ntasks_per_node")]
     has_values = request.resources
+    if request.launcher == "local":  # the machine is as it is: only the number of ranks can differ
+        names = [name for name in names if name in ("nodes", "ntasks", "ntasks_per_node")]
     differing = [n for n in dict.fromkeys(names) if canonical(n, has_values.get(n)) != canonical(n, asked[n])]
     if not differing:
         return

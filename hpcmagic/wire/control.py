@@ -79,11 +79,12 @@ class SessionClient(ipyparallel.Client):
             )  # fmt: skip
             del future
 
-    def interrupt(self, ranks: Sequence[int]) -> None:
-        """Ask ranks to raise KeyboardInterrupt in the cell that runs."""
-        for rank in ranks:
-            if rank in self._engines:
-                self._send(self._control_stream, INTERRUPT, {}, ident=self._engines[rank].encode())
+    def interrupt(self, pending: Pending) -> None:
+        """Ask the ranks that have not answered to give up this very request, and no other notebook's."""
+        for msg_id, (waiting, rank) in list(self._pending.items()):
+            if waiting is pending and rank in self._engines:
+                content, ident = {"request": msg_id}, self._engines[rank].encode()
+                self._send(self._control_stream, INTERRUPT, content, ident=ident)
 
     def _on_reply(self, message: Any) -> None:
         msg_id = message["parent_header"]["msg_id"]
@@ -194,9 +195,9 @@ class Control:
         self.client.submit(message, pending)
         return pending
 
-    def interrupt(self, ranks: Sequence[int]) -> None:
-        """Ask ranks to raise KeyboardInterrupt in the cell that runs."""
-        self.client.interrupt(ranks)
+    def interrupt(self, pending: Pending) -> None:
+        """Ask the ranks that have not answered to raise KeyboardInterrupt."""
+        self.client.interrupt(pending)
 
     def close(self) -> None:
         """Close all sockets; the session lives on."""
