@@ -255,3 +255,30 @@ def test_stock_client(session):
     result = view.execute("print('stock'); 6 * 7", silent=False, block=True)
     assert result.stdout == ["stock\n"] * 4
     assert session.client.load_balanced_view().map_sync(lambda n: n * n, range(8)) == [n * n for n in range(8)]
+
+
+def test_prints_between_cells(session):
+    """What a thread prints while no cell runs is in the rank's log."""
+    session.run("import threading\nthreading.Timer(0.5, print, ('between the cells',)).start()", ranks=[3])
+    time.sleep(1.5)
+    assert "between the cells" in session.log(3)
+
+
+def test_exit_has_no_effect(session, capsys):
+    """exit() in a cell would take all ranks along: it says so and does nothing."""
+    session.run("exit()")
+    assert "no effect" in capsys.readouterr().err
+    assert session.run("5").same() == 5
+
+
+def test_text_that_cannot_travel(session, capsys):
+    """Text that is no Unicode is shown escaped, and loses nothing around it."""
+    session.run("print('before \\ud800 after')")
+    assert "before \\ud800 after" in capsys.readouterr().out
+
+
+def test_recursion_in_few_lines(session):
+    """A recursion is one line with its depth, not a thousand."""
+    text = raised(session, "def f(): f()\nf()", ranks=[0]).text
+    assert text.startswith("RecursionError")
+    assert len(text.splitlines()) < 6

@@ -1,5 +1,8 @@
 """From start to end: found again by name, ended with a cause, nothing left behind."""
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -317,3 +320,48 @@ def test_tokens_stay_here(home, monkeypatch):
     session = hpcmagic.start(nodes=1, session="a")
     assert session.run("import os; 'JUPYTERHUB_API_TOKEN' in os.environ").same() is False
     session.stop()
+
+
+def test_directory_removed(home):
+    """A session whose directory somebody removed ends: nobody could find it again."""
+    session = hpcmagic.start(nodes=2, session="a")
+    everyone = processes(session)
+    shutil.rmtree(session.directory.path)
+    assert all_gone(everyone, 30)
+    with pytest.raises(hpcmagic.SessionEnded, match="its directory is gone"):
+        session.run("1")
+    assert session.status().state == "ended"
+
+
+def test_interrupt_is_ones_own(home):
+    """Ctrl-C in one notebook leaves the running cell of another alone, and withdraws only what waits behind it."""
+    one, two = hpcmagic.start(nodes=1, session="a"), hpcmagic.start(session="a")
+    long = threading.Thread(target=one.run, args=("import time; time.sleep(3); ended = True",))
+    long.start()
+    time.sleep(1)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(hpcmagic.RankError, match="before the cell began"):
+        two.run("two_ran = True")
+    long.join()
+    assert one.run("ended, 'two_ran' in dir()").same() == (True, False)
+    two.control.close()
+    one.stop()
+
+
+def test_children_of_ranks_end(home):
+    """What ranks forked, or started in sessions of their own, does not outlive the session."""
+    session = hpcmagic.start(nodes=1, session="a")
+    source = "import subprocess\n[subprocess.Popen(['sleep', '300'], start_new_session=new).pid for new in (0, 1)]"
+    children = [psutil.Process(pid) for pid in session.run(source).same()]
+    session.stop()
+    assert all_gone(children)
+
+
+def test_no_session_within_a_session(home):
+    """A rank starts no sessions of its own."""
+    with (
+        pytest.raises(hpcmagic.RankError, match="rank of a session"),
+        hpcmagic.start(nodes=1, session="a") as session,
+    ):
+        session.run("import hpcmagic; hpcmagic.start(session='b')")
+    assert hpcmagic.sessions() == []
