@@ -152,6 +152,7 @@ class SessionDirectory:
         ProfileError
             The directory or a file in it is open to others.
         """
+        require_private(path.parent)
         require_private(path)
         for entry in path.iterdir():
             with contextlib.suppress(FileNotFoundError):  # just replaced by whoever wrote it

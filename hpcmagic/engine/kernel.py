@@ -29,6 +29,7 @@ from hpcmagic.engine.cells import CellRunner, CellStream, RankShell, no_input
 from hpcmagic.engine.tracebacks import users_frame
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
+from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Raised, Reply, from_frames, to_frames
 
 
@@ -166,7 +167,7 @@ class RankEngine(ipp_engine.IPEngine):
         self.connection_info = {**self.connection.engine, "interface": interface}
         be_careful_client(self.context)
         ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # as the stock method does
-        self.session = ipp_engine.Session(parent=self)
+        self.session = Envelope(parent=self)
 
     def init_engine(self) -> None:
         """Skip the stock search for a connection file."""

@@ -18,25 +18,28 @@ from typing import Any
 
 import ipyparallel.controller.app as ipp_controller
 import zmq
+from ipyparallel.controller.broadcast_scheduler import BroadcastScheduler
 from ipyparallel.controller.heartmonitor import HeartMonitor
+from ipyparallel.controller.task_scheduler import TaskScheduler
 from tornado.ioloop import PeriodicCallback
+from traitlets import HasTraits, default
 from zmq.eventloop.zmqstream import ZMQStream
 
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import (
     PEERS,
-    SMALL_FRAME_LIMIT_NBYTES,
     admit_only,
     load_key_pair,
     load_signing_key,
 )
+from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back
 from hpcmagic.wire.messages import REQUEST
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
 MISSED_BEATS = 200  # ten minutes: that a rank is gone, srun and mpiexec say much sooner
 REFUSED_QUERIES = ("shutdown_request", "become_dask_request", "stop_distributed_request")
-LARGE_CHANNELS = ("mux", "task", "broadcast", "iopub")  # the ones that carry values
+GIVE_BACK_MS = 5000
 
 
 class InLoopHeartMonitor(HeartMonitor):
@@ -56,6 +59,31 @@ class InLoopHeartMonitor(HeartMonitor):
         self.max_heartmonitor_misses = MISSED_BEATS
         self.caller = PeriodicCallback(self.beat, SLOW_BEAT_MS)
         self.caller.start()
+
+
+class _Relay(HasTraits):
+    """A queue in Python with the keeper's envelope."""
+
+    @default("session")
+    def _relay_envelope(self) -> RelayEnvelope:
+        return RelayEnvelope(parent=self)
+
+
+class RelayTaskScheduler(_Relay, TaskScheduler):
+    """ipyparallel's queue of load-balanced tasks."""
+
+
+class RelayBroadcastScheduler(_Relay, BroadcastScheduler):
+    """ipyparallel's queue of broadcasts."""
+
+    def send_to_targets(self, msg: Any, original_msg_id: Any, targets: Any, idents: Any, is_coalescing: Any) -> None:
+        """Remember numbers beside names: a queue of no depth forgets them, and its client then waits for ever."""
+        super().send_to_targets(msg, original_msg_id, targets, idents, is_coalescing)
+        if is_coalescing:
+            self.accumulated_targets[original_msg_id] = msg["metadata"]["targets"]
+
+
+RELAYS = {TaskScheduler: RelayTaskScheduler, BroadcastScheduler: RelayBroadcastScheduler}
 
 
 class Controller(ipp_controller.IPController):
@@ -105,12 +133,14 @@ class Controller(ipp_controller.IPController):
             "signature_scheme": self.session.signature_scheme,
         }
 
-    def bind(self, socket: Any, url: str) -> Any:
-        """Bind a socket of the hub's own: nothing large comes this way."""
-        plain = getattr(socket, "socket", socket)
-        if not url.startswith("inproc:"):
-            plain.setsockopt(zmq.MAXMSGSIZE, SMALL_FRAME_LIMIT_NBYTES)
-        return super().bind(socket, url)
+    @default("session")
+    def _relay_envelope(self) -> RelayEnvelope:
+        return RelayEnvelope(parent=self)
+
+    def get_python_scheduler_args(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Let the queues that are in Python pass on buffers as they come."""
+        told = super().get_python_scheduler_args(*args, **kwargs)
+        return {**told, "scheduler_class": RELAYS[told["scheduler_class"]]}
 
     def init_hub(self) -> None:
         """Make the hub, with its heart monitor in this loop and without queries that end the session."""
@@ -169,6 +199,7 @@ class Controller(ipp_controller.IPController):
         for child in self.children:
             child.start()
         self.heartmonitor_process.start()
+        PeriodicCallback(give_memory_back, GIVE_BACK_MS).start()
 
     def ranks(self) -> tuple[int, ...]:
         """Ranks that are registered and alive, in order."""

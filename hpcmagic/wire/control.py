@@ -15,7 +15,7 @@ from typing import Any
 import ipyparallel
 import zmq
 
-from hpcmagic.errors import ChannelError, PeerLost
+from hpcmagic.errors import ChannelError, NotEncrypted, PeerLost
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import (
     KeyPair,
@@ -24,6 +24,7 @@ from hpcmagic.wire.crypto import (
     load_signing_key,
     require_encrypted,
 )
+from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Reply, from_frames, to_frames
 
 SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
@@ -41,7 +42,11 @@ class SessionClient(ipyparallel.Client):
         self._pending: dict[str, tuple[Pending, int]] = {}
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
         be_careful_client(context)
-        super().__init__(info, context=context, **kwargs)
+        try:
+            super().__init__(info, context=context, **kwargs)
+        except BaseException:
+            context.destroy(linger=0)
+            raise
         self._presence_socket = self._connected_to("presence")
         self._queue_handlers[REPLY] = self._on_reply
         self._notification_handlers["unregistration_notification"] = self._on_rank_gone
@@ -63,11 +68,19 @@ class SessionClient(ipyparallel.Client):
         return super().activate(targets, suffix) if self._io_thread is not None and self._ready else None
 
     _ready = False
+    session: Any
 
     def _setup_profile_dir(self, *_: Any) -> None:
         """Look at no profile: addresses and keys come from the session's directory."""
         self._profile_dir = None
         self.curve_publickey, self.curve_secretkey = self._keys.public, self._keys.secret
+
+    def _connect(self, *args: Any) -> None:
+        """Cut long frames from the first message on."""
+        stock = self.session
+        names = ("session", "key", "packer", "unpacker", "signature_scheme")
+        self.session = Envelope(**{name: getattr(stock, name) for name in names})
+        super()._connect(*args)
 
     def submit(self, message: Any, pending: Pending) -> None:
         """Send one message to the ranks that `pending` waits for."""
@@ -161,6 +174,8 @@ class Control:
         connection = directory.read_record(directory.connection, Connection)
         if connection is None:
             raise ChannelError("The session has no connection.json.", "See `%hpc log`.")
+        if not request.server_public:
+            raise NotEncrypted("The session's request.json names no key of its keeper.", "End it with `%hpc stop`.")
         info = {
             **connection.client,
             "interface": f"tcp://{connection.host}",

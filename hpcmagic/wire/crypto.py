@@ -32,8 +32,7 @@ ZAP_DOMAIN = b"hpcmagic"
 HANDSHAKE_MS = 5_000  # a peer that has not proved its key by then is cut off
 HEARTBEAT_MS = 30_000  # ZMTP pings: a vanished peer is noticed though TCP says nothing …
 HEARTBEAT_TIMEOUT_MS = 600_000  # … but a laptop may sleep, and a network be cut, for a while
-FRAME_LIMIT_NBYTES = 320 << 20  # a frame's largest size on the ports that carry values (256 MB and room)
-SMALL_FRAME_LIMIT_NBYTES = 4 << 20  # … and on those that never do
+FRAME_LIMIT_NBYTES = 16 << 10  # a stranger makes the keeper hold one a connection; wire/envelope.py cuts to it
 BACKLOG = 4096
 
 
