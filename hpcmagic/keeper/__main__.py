@@ -58,7 +58,7 @@ class Keeper:
         self.stopping = ""
         self.missed = 0
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's warning before the walltime
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a site's --signal may send it before the walltime
 
     def _on_term(self, *_: Any) -> None:
         self.stopping = TERMINATED
@@ -82,7 +82,6 @@ class Keeper:
         self.controller.initialize([])
         signal.signal(signal.SIGTERM, self._on_term)
         self.controller.registered = self.look
-        self.watch = Watch(self.request.no_client_limit_s, time.monotonic())
         self.controller.begin()
         from tornado.ioloop import PeriodicCallback
 
@@ -133,7 +132,7 @@ class Keeper:
             )
             self.ranks.end()
             self.failed.append(f"{self.ranks.starter.name}: {why}{self.first_words()}")
-            if not self.ways:
+            if not self.ways or self.controller.ranks():  # half of them came: the way was right, and too slow
                 return "the ranks did not start: " + "; ".join(self.failed)
             self.start_ranks()
             return ""
@@ -142,6 +141,7 @@ class Keeper:
             way = self.ranks.starter
             self.controller.heartmonitor_process.slow_down()
             self.log_begins = os.fstat(self.log).st_size
+            self.watch = Watch(self.request.no_client_limit_s, time.monotonic())
             self.tell(phase="ready", ranks=ranks, world=self.request.ntasks if way.mpi else 0)
         elif ranks != self.state.ranks:
             self.tell(ranks=ranks)

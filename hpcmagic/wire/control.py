@@ -7,6 +7,7 @@ One background thread (ipyparallel's) owns the sockets; every method here may be
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ class SessionClient(ipyparallel.Client):
         return super().activate(targets, suffix) if self._io_thread is not None and self._ready else None
 
     _ready = False
+    log = logging.getLogger("hpcmagic")  # ipyparallel writes to it of a message with a wrong signature
     session: Any
 
     def _setup_profile_dir(self, *_: Any) -> None:
