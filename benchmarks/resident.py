@@ -37,8 +37,8 @@ SIZES = "open('/proc/{}/smaps_rollup').read()"
 
 def sizes(rollup: str) -> tuple[float, float]:
     """Give RSS and PSS in MB out of the text of smaps_rollup."""
-    kB = {line.split()[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}  # noqa: N806  # the unit
-    return kB["Rss:"] * 1.024e-3, kB["Pss:"] * 1.024e-3
+    kb = {line.split()[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+    return kb["Rss:"] * 1.024e-3, kb["Pss:"] * 1.024e-3
 
 
 def kind(command: list[str]) -> str:

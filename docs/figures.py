@@ -3,7 +3,7 @@
     python docs/figures.py
 
 It runs the notebook on four ranks of this machine. docs/architecture.svg is drawn by hand.
-"""  # noqa: INP001  # a script, no package
+"""
 
 from __future__ import annotations
 

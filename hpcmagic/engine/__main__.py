@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ def main(path: str) -> None:
     rank = comm.Get_rank() if comm is not None else rank_from_environment()
     own_log(directory, rank)
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel would load it: 7 MB a rank
-    import ipykernel.debugger  # noqa: F401  # now, while debugpy is not there
+    importlib.import_module("ipykernel.debugger")  # now, while debugpy is not there
 
     from hpcmagic.engine.kernel import RankEngine, engine_config
 

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any, TextIO
@@ -299,12 +299,12 @@ class CellRunner:
         value = self.shell.user_ns[name]
         try:
             return pickle_value(value)
-        except Exception as error:
+        except Exception as error:  # a user's __reduce__ may raise anything
             raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
 
-    def _guarded(self, work: Any) -> Reply:
+    def _guarded(self, work: Callable[[], Reply]) -> Reply:
         try:
-            return work()  # type: ignore[no-any-return]
+            return work()
         except (Exception, KeyboardInterrupt) as error:
             return Reply(self.rank, raised=raised_by(error))
 

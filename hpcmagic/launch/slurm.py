@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpcmagic.errors import LaunchError
-from hpcmagic.launch.base import JobSpec, JobState, exported
+from hpcmagic.launch.base import JobSpec, JobState, Phase, exported
 from hpcmagic.launch.jobqueue import site_cores, site_script, site_values
 from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
@@ -203,7 +203,7 @@ def _from_squeue(line: str) -> JobState:
     waits = phase == "pending" and reason not in ("None", "")
     known = MEANINGS.get(reason) or MEANINGS.get(reason.partition(",")[0]) or ("", "")
     meaning, mend = known if waits else ("", "")
-    state = JobState(phase, word, reason if waits else "", meaning, mend)  # type: ignore[arg-type]
+    state = JobState(phase, word, reason if waits else "", meaning, mend)
     return replace(
         state,
         hopeless=bool(mend) and reason not in HELD,
@@ -214,7 +214,7 @@ def _from_squeue(line: str) -> JobState:
     )
 
 
-def _phase(word: str) -> str:
+def _phase(word: str) -> Phase:
     if word in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
         return "pending"
     return "running" if word in ("RUNNING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT") else "ended"

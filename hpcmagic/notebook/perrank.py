@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import pickle
 import re
@@ -161,10 +162,9 @@ class PerRank(Sequence[Any]):
         lines = []
         groups = self._groups()
         for text, ranks in list(groups.items())[:SHOWN]:
-            if len(text) > SHOWN_CHARACTERS:
-                text = text[:SHOWN_CHARACTERS] + " …"  # noqa: PLW2901
+            shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
             label = f"[{rank_set(ranks)}] "
-            lines.append(label + text.replace("\n", "\n" + " " * len(label)))
+            lines.append(label + shown.replace("\n", "\n" + " " * len(label)))
         if len(groups) > SHOWN:
             lines.append(f"… and {len(groups) - SHOWN} more")
         return "\n".join(lines)
@@ -185,11 +185,9 @@ def _equal(a: Any, b: Any) -> bool:
     """Whether two values are the same, arrays and tables included: by ==, and where that says no by their bytes."""
     if type(a) is not type(b):
         return False
-    try:
+    with contextlib.suppress(Exception):  # an array's == gives an array, a user's may raise anything
         if bool(a == b):
             return True
-    except Exception:  # noqa: S110  # an array's == gives an array, a user's may raise anything
-        pass
     try:
         return bool(pickle.dumps(a, protocol=5) == pickle.dumps(b, protocol=5))
     except Exception:  # not to be pickled: then they are what they show

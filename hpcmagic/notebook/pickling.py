@@ -44,7 +44,7 @@ def _one_line(error: BaseException) -> str:
 def _pickles(value: Any) -> bool:
     try:
         cloudpickle.dumps(value, protocol=5, buffer_callback=lambda _: None)
-    except Exception:  # as above
+    except Exception:  # a user's __reduce__ may raise anything
         return False
     return True
 

@@ -352,7 +352,7 @@ def check_syntax(cell: RunCell) -> None:
 def _loaded(name: str, reply: Reply) -> Any:
     try:
         return reply.pulled[name].load()
-    except Exception as error:
+    except Exception as error:  # a module that only the ranks have, a class of their own
         raise DataError(
             f"`{name}` of rank {reply.rank} cannot be loaded here: {type(error).__name__}: {error}.",
             "Install what it needs here too, or pull a plainer form of it.",

@@ -194,11 +194,9 @@ def test_without_mpi_library_by_default(home, monkeypatch, capsys):
     session.stop()
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", "ended", "x" * 65, ".hidden"])
+@pytest.mark.parametrize("name", ["../x", "a b", "ended", "x" * 65, ".hidden"])
 def test_malformed_name(home, name):
     """A session's name that could not be a directory's is refused."""
-    if not name:
-        return
     with pytest.raises(hpcmagic.ProfileError, match="not a name"):
         hpcmagic.start(session=name, nodes=1)
 
@@ -249,11 +247,15 @@ def test_notebook_that_nobody_sits_at(home):
         home,
         "%load_ext hpcmagic",
         "%%remote --nodes 2\nprint('hello', rank)\nrank * 10",
-        "n = 3\nword = 'x'",
+        "n = 3\nword = 'x'\nf = lambda r: r + 40",
         "%remote --ranks {n - 2} f'{rank} {{braces}} $n'",
         "%push n word",
         "%%remote --out got\nword * (n + rank)",
         "assert list(got) == ['xxx', 'xxxx']\n%pull word",
+        "%remote --push f f(rank)",
+        "%%remote --local\nseen = 'here too'",
+        "assert seen == 'here too'\n%hpc log 0",
+        "%hpc start --dry-run",
         "%hpc status",
         "before = _\nOut[2][1]",
     )
@@ -262,8 +264,11 @@ def test_notebook_that_nobody_sits_at(home):
     assert "2 ranks × " in shown
     assert "[0] 0\n[1] 10" in shown
     assert "'1 {braces} $n'" in text_of(cells[3])
-    assert "ready" in text_of(cells[7])
-    assert text_of(cells[8]) == "10"
+    assert "[0] 40\n[1] 41" in text_of(cells[7])
+    assert "rank-0.log" in text_of(cells[9])
+    assert "hpcmagic.keeper" in text_of(cells[10])
+    assert "ready" in text_of(cells[11])
+    assert text_of(cells[12]) == "10"
     end = time.monotonic() + 10
     while hpcmagic.sessions() and time.monotonic() < end:
         time.sleep(0.1)
