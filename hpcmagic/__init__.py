@@ -25,26 +25,32 @@ from hpcmagic.errors import (
     ProfileError,
     RankError,
     SessionEnded,
+    StillRunning,
 )
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.found import sessions
+    from hpcmagic.notebook.handles import Cell
     from hpcmagic.notebook.perrank import PerRank
-    from hpcmagic.notebook.session import Session, Status
-    from hpcmagic.notebook.start import dry_run, start
+    from hpcmagic.notebook.session import Session
+    from hpcmagic.notebook.start import attach, dry_run, start
+    from hpcmagic.notebook.status import Status
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Cell": "hpcmagic.notebook.handles",
     "PerRank": "hpcmagic.notebook.perrank",
     "Session": "hpcmagic.notebook.session",
-    "Status": "hpcmagic.notebook.session",
+    "Status": "hpcmagic.notebook.status",
+    "attach": "hpcmagic.notebook.start",
     "dry_run": "hpcmagic.notebook.start",
     "sessions": "hpcmagic.notebook.found",
     "start": "hpcmagic.notebook.start",
 }
 
 __all__ = [
+    "Cell",
     "CellError",
     "ChannelError",
     "DataError",
@@ -58,6 +64,8 @@ __all__ = [
     "Session",
     "SessionEnded",
     "Status",
+    "StillRunning",
+    "attach",
     "dry_run",
     "load_ipython_extension",
     "sessions",

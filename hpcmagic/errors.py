@@ -9,14 +9,15 @@
     │   └── PeerLost        a rank or the keeper no longer answers
     ├── DataError           a value that cannot travel
     └── CellError           the cell's own code
-        └── RankError       what one or more ranks raised
+        ├── RankError       what one or more ranks raised
+        └── StillRunning    a cell that was waited for is not over yet
 
 ``str(error)`` has two lines: what happened with the actual values, then what to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class HpcMagicError(Exception):
@@ -86,13 +87,22 @@ class RankError(CellError):
         One short traceback per distinct error, with the ranks that raised it.
     full
         The whole traceback as the rank printed it, library frames included.
+    waiting
+        Ranks that sit in an MPI call for those that raised, each with where.
     """
 
-    def __init__(self, text: str, ranks: Sequence[int], full: str = "") -> None:
+    def __init__(
+        self, text: str, ranks: Sequence[int], full: str = "", waiting: Mapping[int, str] | None = None
+    ) -> None:
         super().__init__(text)
         self.text = text
         self.ranks = tuple(ranks)
         self.full = full
+        self.waiting = dict(waiting or {})
 
     def _render_traceback_(self) -> list[str]:
         return self.text.splitlines()
+
+
+class StillRunning(CellError, TimeoutError):
+    """A cell that was waited for is not over yet; it runs on."""

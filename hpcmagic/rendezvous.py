@@ -10,6 +10,8 @@
     state.json                  the keeper's word on how things stand      (keeper writes)
     job.log                     what the keeper and srun say
     ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
+    ranks/where-0.txt …         where a rank stood when the keeper asked (SIGUSR2)
+    cells/000017~9f3ab2 …       every cell: source, output, replies (wire/history.py)
 """
 
 from __future__ import annotations
@@ -86,6 +88,9 @@ class KeeperState:
     cause: str = ""  # of the end
     keeper_pid: int = 0
     keeper_host: str = ""
+    clients: tuple[str, ...] = ()  # who is connected: alice@login1:4711#…
+    restarts: int = 0  # how often the ranks were started anew
+    warning: str = ""  # e.g. that the walltime is near, or that the journal is not written
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ class SessionDirectory:
         self.state = path / "state.json"
         self.log = path / "job.log"
         self.ranks = path / "ranks"
+        self.cells = path / "cells"
 
     def __repr__(self) -> str:
         return f"SessionDirectory({str(self.path)!r})"
@@ -131,6 +137,10 @@ class SessionDirectory:
         """Give the file of what a rank prints outside of cells, and beyond a cell's limit."""
         return self.ranks / f"rank-{rank}.log"
 
+    def where(self, rank: int) -> Path:
+        """Give the file that a rank writes its stack to when it gets a SIGUSR2."""
+        return self.ranks / f"where-{rank}.txt"
+
     @classmethod
     def create(cls, path: Path) -> Self:
         """Make the directory, or raise FileExistsError when another kernel was quicker."""
@@ -140,7 +150,8 @@ class SessionDirectory:
             path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
             require_private(path.parent)
             path.mkdir(mode=PRIVATE_DIR)
-            (path / "ranks").mkdir(mode=PRIVATE_DIR)
+            for folder in ("ranks", "cells"):
+                (path / folder).mkdir(mode=PRIVATE_DIR)
         return cls(path)
 
     @classmethod

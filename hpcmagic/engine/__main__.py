@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import sys
@@ -16,15 +17,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpcmagic.descendants import adopt_orphans
 from hpcmagic.engine.agent import Agent
 from hpcmagic.rendezvous import NO_MPI, WRONG_WORLD, Connection, Request, SessionDirectory
 
+LINE_BUFFERED = 1  # _IOLBF
 RANK_VARIABLES = ("HPCMAGIC_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
 def main(path: str) -> None:
     """Run one rank."""
     os.umask(0o077)
+    adopt_orphans()
     directory = SessionDirectory(Path(path))
     request = directory.read_record(directory.request, Request)
     if request is None:
@@ -43,6 +47,7 @@ def main(path: str) -> None:
     connection = wait_for_connection(directory, agent)
     engine = RankEngine(directory, request, connection, rank, comm, config=engine_config(directory))
     engine.initialize([])
+    agent.stream = engine.stream_output
     agent.start()
     with contextlib.suppress(SystemExit):
         engine.start()
@@ -77,6 +82,8 @@ def own_log(directory: SessionDirectory, rank: int) -> None:
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)
+    libc = ctypes.CDLL(None)
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, LINE_BUFFERED, 0)  # C code's lines come as they are
 
 
 def wait_for_connection(directory: SessionDirectory, agent: Agent) -> Connection:

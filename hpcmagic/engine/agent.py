@@ -1,4 +1,4 @@
-"""The thread beside a rank: notices that the keeper is gone, and leaves.
+"""The thread beside a rank: sends output ahead while a cell runs, notices that the keeper is gone, and leaves.
 
 Under SLURM the end of the keeper is the end of the job, and SLURM ends the ranks. A detached keeper on
 this machine may be killed alone: its ranks look for its process once a second and leave.
@@ -9,30 +9,39 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
+from hpcmagic.descendants import end_orphans
 from hpcmagic.rendezvous import KEEPER_GONE, Request, SessionDirectory
 
 LOOK_S = 1.0
+STREAM_S = 0.1
 
 
 class Agent(threading.Thread):
-    """Watches the keeper's process where it runs on this host."""
+    """Watches the keeper's process where it runs on this host; sends the running cell's output ahead."""
 
     def __init__(self, directory: SessionDirectory, request: Request) -> None:
         super().__init__(name="hpcmagic-agent", daemon=True)
         self.directory = directory
         self.request = request
+        self.stream: Callable[[], None] = lambda: None
         self._keeper_pid = int(os.environ.get("HPCMAGIC_KEEPER_PID", "0"))
 
     def run(self) -> None:
-        """Leave as soon as the keeper is gone."""
+        """Go on until the keeper is gone."""
+        look_at_s = time.monotonic() + LOOK_S
         while True:
-            time.sleep(LOOK_S)
-            self.require_keeper()
+            time.sleep(STREAM_S)
+            self.stream()
+            if time.monotonic() >= look_at_s:
+                look_at_s = time.monotonic() + LOOK_S
+                self.require_keeper()
 
     def require_keeper(self) -> None:
-        """End this process at once if its keeper no longer runs."""
+        """End this process, and what it has started, at once if its keeper no longer runs."""
         if self.request.launcher == "local" and not is_running(self._keeper_pid):
+            end_orphans()
             os._exit(KEEPER_GONE)
 
 

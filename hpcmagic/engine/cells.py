@@ -1,162 +1,29 @@
-"""Run one cell as a rank: what it prints, shows, gives and raises becomes one `Reply`.
+"""Run one cell as a rank: what it prints, shows, gives and raises becomes output on its way and one `Reply`.
 
-    RunCell ─► RankShell.run_cell_async ─┬─ print()            ─► CellStream ──┐
-                                         ├─ display(figure)    ─► publisher ───┤
-                                         ├─ last expression    ─► displayhook ─┼─► Reply
-                                         ├─ an exception       ─► short frames ┤
-                                         └─ printf() of C code ─► rank's log ──┘  (read back at the end)
-
-Outside of our cells (`s.client[:].execute(...)`) every part behaves as in a stock ipyparallel engine.
+RunCell ─► RankShell.run_cell_async ─┬─ what it puts out    ─► Capture ─► pieces, the rest with the Reply
+                                     ├─ last expression     ─► value ───► Reply
+                                     └─ an exception        ─► short frames
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import io
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import groupby
-from typing import Any, TextIO
+from contextlib import contextmanager
+from typing import Any
 
 import cloudpickle
-from ipykernel.displayhook import ZMQShellDisplayHook
-from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
+from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
 from hpcmagic.engine.tracebacks import CELL, raised_by
-from hpcmagic.wire.messages import (
-    OUTPUT_LIMIT_NBYTES,
-    VALUE_LIMIT_NBYTES,
-    Output,
-    Pickled,
-    Pull,
-    Push,
-    Reply,
-    RunCell,
-)
-
-
-class Capture:
-    """What one running cell has put out so far."""
-
-    def __init__(self, log: TextIO) -> None:
-        self.log = log
-        self.outputs: list[Output] = []
-        self.nbytes = 0
-        self.overflowed = False
-        self.lost = False
-        self.value: Any = None
-        self.has_value = False
-
-    def write(self, kind: str, text: str) -> None:
-        """Take printed text; beyond the limit it goes to the rank's log."""
-        if not text.isascii():  # a file's name may hold what is no text: it could not travel
-            text = text.encode(errors="backslashreplace").decode()
-        self.nbytes += len(text)
-        if self.nbytes <= OUTPUT_LIMIT_NBYTES:
-            self.outputs.append(Output(kind, text))
-            return
-        if not self.overflowed:
-            self.overflowed = True
-            self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"))
-        if not self.lost:
-            try:
-                self.log.write(text)
-            except OSError as error:  # a full disk is no fault of the cell's
-                self.lost = True
-                self.outputs.append(Output("stderr", f"[… and the rest is lost: {error.strerror}]\n"))
-
-    def merged(self) -> tuple[Output, ...]:
-        """Give the outputs with neighbouring texts of one stream joined."""
-        joined: list[Output] = []
-        for kind, run in groupby(self.outputs, key=lambda output: output.kind):
-            pieces = list(run)
-            joined += pieces if kind == "display" else [Output(kind, "".join(p.text for p in pieces))]
-        return tuple(joined)
-
-
-class CellStream(io.TextIOBase):
-    """sys.stdout of a rank: into the running cell; to where a stock engine prints; else into the rank's log."""
-
-    encoding = "utf-8"
-
-    def __init__(self, kind: str, shell: RankShell, otherwise: TextIO, log: TextIO) -> None:
-        self.kind = kind
-        self.shell = shell
-        self.log = log
-        self.otherwise = otherwise
-        self._unflushed = False
-
-    def write(self, text: str) -> int:
-        """Take text of whichever thread prints."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        capture = self.shell.capture
-        if capture is None and self.shell.serves_stock:
-            self._unflushed = True
-            return self.otherwise.write(text)
-        if capture is None:  # a thread that prints between cells
-            with suppress(OSError):
-                self.log.write(text)
-                self.log.flush()
-            return len(text)
-        capture.write(self.kind, text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back inside a cell; ipykernel flushes after each, which costs a wait for its thread."""
-        if self.shell.capture is None and self._unflushed:
-            self._unflushed = False
-            self.otherwise.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        """Be what a stock engine's stream is beyond a file: ipykernel calls `set_parent`."""
-        return getattr(self.otherwise, name)
-
-    def writable(self) -> bool:
-        """Like any standard stream."""
-        return True
-
-    def fileno(self) -> int:
-        """Give the file descriptor that C code writes to: subprocesses inherit it."""
-        return 1 if self.kind == "stdout" else 2
-
-
-class RankDisplayHook(ZMQShellDisplayHook):
-    """Keeps a cell's last value instead of publishing its repr."""
-
-    def __call__(self, result: Any = None) -> None:
-        """Take the value of an expression statement."""
-        capture = self.shell.capture
-        if capture is None:
-            super().__call__(result)
-        elif result is not None:
-            capture.value, capture.has_value = result, True
-            self.shell.user_ns["_"] = result
-
-
-class RankDisplayPublisher(ZMQDisplayPublisher):
-    """Puts displays among the running cell's outputs."""
-
-    def publish(self, data: Any, metadata: Any = None, **kwargs: Any) -> None:
-        """Take one display's MIME bundle."""
-        capture = self.shell.capture
-        if capture is None:
-            super().publish(data, metadata, **kwargs)
-        else:
-            capture.outputs.append(Output("display", data=dict(data), metadata=dict(metadata or {})))
-
-    def clear_output(self, wait: bool = False) -> None:  # IPython's signature
-        """Forget what the running cell has put out."""
-        if self.shell.capture is None:
-            super().clear_output(wait)
-        else:
-            self.shell.capture.outputs.clear()
+from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Output, Pickled, Pull, Push, Reply, RunCell
 
 
 class RankShell(ZMQInteractiveShell):
@@ -195,25 +62,39 @@ class CellRunner:
         This rank.
     log
         Where output beyond a cell's limit goes.
+    publish
+        Sends a piece of output ahead: takes the cell's id, the piece's number, and the outputs.
     """
 
-    def __init__(self, shell: RankShell, rank: int, log: TextIO) -> None:
+    def __init__(
+        self, shell: RankShell, rank: int, log: RankLog, publish: Callable[[str, int, tuple[Output, ...]], None]
+    ) -> None:
         self.shell = shell
         self.rank = rank
         self.log = log
+        self.publish = publish
+        self.pid = os.getpid()
         self.task: asyncio.Task[Any] | None = None  # of a cell with a top-level await
         self.interrupted = False
         self._libc = ctypes.CDLL(None)
         shell.compile.get_code_name = self._code_name
         self._name = "cell"
 
-    async def answer(self, message: RunCell | Push | Pull) -> Reply:
+    def stream(self) -> None:
+        """Send what the running cell has put out so far ahead (called in the agent's thread)."""
+        capture = self.shell.capture
+        if capture is not None and capture.cell:
+            outputs = capture.take()
+            if outputs:
+                self.publish(capture.cell, capture.streamed - 1, outputs)
+
+    async def answer(self, message: RunCell | Push | Pull, cell: str = "") -> Reply:
         """Do what a message asks; whatever goes wrong becomes part of the reply."""
         begun = time.monotonic()
         warnings.filterwarnings("ignore", "To exit: use 'exit'")
         match message:
             case RunCell():
-                reply = await self._run_cell(message)
+                reply = await self._run_cell(message, cell)
             case Push(values=values):
                 reply = self._guarded(lambda: self._push(values))
             case Pull(names=names):
@@ -224,18 +105,20 @@ class CellRunner:
     def _code_name(self, _raw: str, _transformed: str, _number: int) -> str:
         return f"{CELL}{self._name.removeprefix('cell ')}>"
 
-    async def _run_cell(self, cell: RunCell) -> Reply:
+    async def _run_cell(self, cell: RunCell, cell_id: str) -> Reply:
         self._name = cell.name
-        capture = Capture(self.log)
-        with self._captured(capture):
+        with self._captured(cell_id) as capture:
             error = await self._execute(cell.numbered())
+            if os.getpid() != self.pid:
+                os._exit(0)  # a child that the cell forked and that ran to its end: there is one rank, not two
             raised = raised_by(error) if error is not None else None
         value: Pickled | None = None
         described = ""
         has_value = capture.has_value and raised is None and (cell.keep_value or not _silenced(cell.source))
         if has_value:
             value, described = pickled_value(capture.value)
-        return Reply(self.rank, capture.merged(), has_value, value, described, raised=raised)
+        rest = capture.take(at_end=True)
+        return Reply(self.rank, rest, capture.streamed, has_value, value, described, raised=raised)
 
     async def _execute(self, source: str) -> BaseException | None:
         """Run source in the user's namespace; give what it raised."""
@@ -262,23 +145,19 @@ class CellRunner:
         return ended
 
     @contextmanager
-    def _captured(self, capture: Capture) -> Iterator[None]:
-        """Send all output to `capture`, C code's too, which is read back from the rank's log."""
+    def _captured(self, cell_id: str) -> Iterator[Capture]:
+        """Gather all output; what the cell does to the standard streams ends with it."""
         self._flush_c()
-        size = os.fstat(1).st_size
-        self.shell.capture = capture
+        streams = sys.stdout, sys.stderr
         self.shell._last_traceback = None  # noqa: SLF001  # IPython keeps frames alive with it
+        capture = self.shell.capture = Capture(self.log, cell_id)
         try:
-            yield
+            yield capture
         finally:
-            self.shell.capture = None
             self._flush_c()
-            with suppress(OSError):
-                self.log.flush()
-            grown = os.fstat(1).st_size - size
-            if grown > 0 and not capture.overflowed:  # else that, too, is in the log already
-                text = os.pread(1, min(grown, OUTPUT_LIMIT_NBYTES), size).decode(errors="replace")
-                capture.write("stdout", text)
+            self.shell.capture = None
+            sys.stdout, sys.stderr = streams
+            self.log.put_back()
 
     def _flush_c(self) -> None:
         self._libc.fflush(None)

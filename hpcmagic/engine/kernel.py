@@ -12,11 +12,13 @@ What differs from a stock engine, and why:
 from __future__ import annotations
 
 import builtins
+import faulthandler
 import os
 import signal
 import sys
 import threading
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
 import ipyparallel.engine.app as ipp_engine
@@ -25,12 +27,24 @@ from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Any as AnyTrait
 from traitlets import Type
 
-from hpcmagic.engine.cells import CellRunner, CellStream, RankShell, no_input
-from hpcmagic.engine.tracebacks import users_frame
+from hpcmagic.engine.capture import CellStream, RankLog
+from hpcmagic.engine.cells import CellRunner, RankShell, no_input
+from hpcmagic.engine.tracebacks import stand, users_frame
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
 from hpcmagic.wire.envelope import Envelope
-from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Raised, Reply, from_frames, to_frames
+from hpcmagic.wire.messages import (
+    INTERRUPT,
+    OUTPUT,
+    REPLY,
+    REQUEST,
+    WHERE,
+    Output,
+    Raised,
+    Reply,
+    from_frames,
+    to_frames,
+)
 
 
 class _NoSubshells:
@@ -57,30 +71,45 @@ class RankKernel(IPythonParallelKernel):
         super().__init__(**kwargs)
         self.shell_handlers[REQUEST] = self.answer_request
         self.control_handlers[INTERRUPT] = self.interrupt_main
-        self.cells = CellRunner(self.shell, self.engine_id, sys.__stderr__ or sys.stderr)
+        self.control_handlers[WHERE] = self.say_where
+        self.log_file = RankLog(2)
+        self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
-        self._running = ""  # the request that the main thread works on
-        self._given_up: deque[str] = deque(maxlen=1000)  # requests to answer without doing them
+        self._running = self._cell = ""  # the request that the main thread works on, and its cell
+        self._given_up: deque[str] = deque(maxlen=1000)  # requests and cells to answer without doing them
 
     def _withdrawn(self) -> Reply | None:
         """Answer a request that was interrupted while it waited behind another one."""
-        if self._running not in self._given_up:
+        if not {self._running, self._cell} & set(self._given_up):
             return None
         return Reply(self.engine_id, raised=Raised("KeyboardInterrupt", "before the cell began", (), ""))
 
     async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer one message of the notebook's."""
-        self._running = parent["header"]["msg_id"]
+        cell = parent["content"].get("cell", "")
+        self._running, self._cell = parent["header"]["msg_id"], cell or parent["header"]["msg_id"]
         try:
-            reply = self._withdrawn() or await self.cells.answer(from_frames(parent["buffers"]))
+            reply = self._withdrawn() or await self.cells.answer(from_frames(parent["buffers"]), cell)
         finally:
-            self._running = ""
-        self.session.send(stream, REPLY, {"status": "ok"}, parent=parent, ident=ident, buffers=to_frames(reply))
+            self._running = self._cell = ""
+        content = {"status": "ok", "cell": cell, "rank": self.engine_id, "raised": _name_of(reply.raised)}
+        self.session.send(stream, REPLY, content, parent=parent, ident=ident, buffers=to_frames(reply))
+
+    def publish_output(self, cell: str, piece: int, outputs: tuple[Output, ...]) -> None:
+        """Send a piece of a running cell's output to whoever is connected, and to the journal."""
+        content = {"cell": cell, "rank": self.engine_id, "piece": piece}
+        self.session.send(self.iopub_socket, OUTPUT, content, ident=OUTPUT.encode(), buffers=to_frames(outputs))
+
+    def say_where(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Say where the main thread stands (called in the control thread: C code that holds the GIL delays it)."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # the one way
+        found = asdict(stand(self.engine_id, self._running, frame))
+        self.session.send(stream, f"{WHERE}_reply", found, parent=parent, ident=ident)
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
         """Interrupt one request, if it runs, or keep it from running (called in the control thread)."""
-        request = parent["content"]["request"]
-        if request == self._running:
+        request = parent["content"].get("request") or parent["content"]["cell"]
+        if request in (self._running, self._cell):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
             self._given_up.append(request)
@@ -178,25 +207,29 @@ class RankEngine(ipp_engine.IPEngine):
         self.config.IPKernelApp.exec_files = []
 
     def init_signal(self) -> None:
-        """Interrupts reach the kernel; SIGTERM ends the rank."""
+        """Interrupts reach the kernel; SIGTERM ends the rank at once, inside MPI too; SIGURG asks where it stands."""
         signal.signal(signal.SIGINT, self.kernel.on_sigint)
-        signal.signal(signal.SIGTERM, on_sigterm)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        where = os.open(self.directory.where(self.id), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        faulthandler.register(signal.SIGURG, where, all_threads=False)  # from C: needs no GIL
+
+    def stream_output(self) -> None:
+        """Send what the running cell has put out so far ahead."""
+        if self.kernel is not None:
+            self.kernel.cells.stream()
 
     def redirect_output(self, iopub_socket: Any) -> None:
         """Let a running cell collect what is printed."""
         super().redirect_output(iopub_socket)
         shell = self.kernel.shell
-        log = sys.__stderr__ or sys.stderr
+        log = self.kernel.log_file
         sys.stdout = CellStream("stdout", shell, sys.stdout, log)
         sys.stderr = CellStream("stderr", shell, sys.stderr, log)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
 
 
-def on_sigterm(_signal: int, frame: Any) -> None:
-    """End the rank: in order when it is idle, at once when a cell runs (it may sit in a collective)."""
-    if users_frame(frame):
-        os._exit(128 + signal.SIGTERM)
-    raise SystemExit
+def _name_of(raised: Raised | None) -> str:
+    return "" if raised is None else raised.name
 
 
 def engine_config(directory: SessionDirectory) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import traceback
@@ -10,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.wire.messages import Frame, Raised
+from hpcmagic.wire.messages import Frame, Raised, Stand
 
 CELL = "<cell "  # how the file names of cells begin
 PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
@@ -44,6 +45,59 @@ def users_frame(frame: Any) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def stand(rank: int, request: str, frame: Any) -> Stand:
+    """Say where a thread stands whose innermost frame this is."""
+    own, mark = frame, ""
+    while own is not None and not own.f_code.co_filename.startswith(CELL):
+        own = own.f_back
+    if own is None:
+        return Stand(rank, request)
+    shown = frame
+    while shown is not own and not _is_users(shown.f_code.co_filename):
+        shown = shown.f_back
+    line = _frame(traceback.FrameSummary(shown.f_code.co_filename, shown.f_lineno, shown.f_code.co_name))
+    mark = f"{id(frame)}:{frame.f_lasti}:{id(frame.f_code)}"
+    return Stand(rank, request, line.where, line.source, _mpi_call(frame), mark)
+
+
+def _mpi_call(frame: Any) -> str:
+    """Give the source of the call of mpi4py that a frame is in; nothing if it is in none, or that cannot be told."""
+    if "mpi4py" in frame.f_code.co_filename:
+        return f"mpi4py's {frame.f_code.co_name}()"
+    try:
+        begin, end, left, right = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+        lines = [linecache.getline(frame.f_code.co_filename, number).encode() for number in range(begin, end + 1)]
+        lines[-1] = lines[-1][:right]
+        lines[0] = lines[0][left:]
+        source = b"".join(lines).decode()
+        call = ast.parse(f"({source})", mode="eval").body
+    except (TypeError, SyntaxError, ValueError, IndexError):
+        return ""
+    if not isinstance(call, ast.Call):
+        return ""
+    callee = _resolved(call.func, frame)
+    module = getattr(type(getattr(callee, "__self__", None)), "__module__", "") or ""
+    home = getattr(callee, "__module__", "") or ""
+    return source if any(str(name).startswith("mpi4py") for name in (module, home)) else ""
+
+
+def _resolved(node: ast.AST, frame: Any) -> Any:
+    """Look a dotted name up where the frame would, without running any code of the user's."""
+    if isinstance(node, ast.Name):
+        for names in (frame.f_locals, frame.f_globals, frame.f_builtins):
+            if node.id in names:
+                return names[node.id]
+        return None
+    if not isinstance(node, ast.Attribute):
+        return None
+    owner = _resolved(node.value, frame)
+    if owner is None:
+        return None
+    if str(type(owner).__module__).startswith("mpi4py"):
+        return getattr(owner, node.attr, None)
+    return getattr(owner, "__dict__", {}).get(node.attr)  # of modules and of plain objects
 
 
 def _text(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 1  read the request; start the ranks at once: they load while the controller opens its ports
 2  wait until all are registered; a way that gives a wrong MPI world is given up for the next
-3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it
+3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it;
+   when a notebook asks, end the ranks and start others in the same job
 4  write the cause into state.json, end the ranks, remove the keys
 """
 
@@ -19,21 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hpcmagic.descendants import adopt_orphans, end_orphans
 from hpcmagic.errors import HpcMagicError, LaunchError
-from hpcmagic.keeper.ranks import (
-    Ranks,
-    Starter,
-    adopt_orphans,
-    end_orphans,
-    expected_nodes,
-    first_cause,
-    starters,
-)
+from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
+from hpcmagic.wire.messages import DUMP, RESTART
 
 LOOK_MS = 250
 MISSED_LOOKS = 20  # a file system may be away for a moment
+RETRIES = 1  # of a restart: MPI's start may hang on a loaded node
 FIRST_WORDS = 240
 IPYTHON_FOLDERS = ("db", "log", "nbextensions", "pid", "security", "startup", "static")
 
@@ -56,12 +52,23 @@ class Keeper:
         self.ways: list[Starter] = starters(request, directory)
         self.failed: list[str] = []
         self.stopping = ""
+        self.cause = ""
         self.missed = 0
+        self.restart_asked = self.walltime_near = False
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a site's --signal may send it before the walltime
+        signal.signal(signal.SIGUSR1, self._on_walltime)
 
     def _on_term(self, *_: Any) -> None:
         self.stopping = TERMINATED
+
+    def _on_walltime(self, *_: Any) -> None:
+        self.walltime_near = True
+
+    def _on_restart(self) -> None:
+        self.restart_asked = True
+
+    def _on_dump(self) -> None:
+        self.ranks.dump()
 
     def tell(self, **changes: Any) -> None:
         """Change the state and write it down."""
@@ -82,11 +89,11 @@ class Keeper:
         self.controller.initialize([])
         signal.signal(signal.SIGTERM, self._on_term)
         self.controller.registered = self.look
+        self.controller.verbs = {RESTART: self._on_restart, DUMP: self._on_dump}
         self.controller.begin()
         from tornado.ioloop import PeriodicCallback
 
         PeriodicCallback(self.look, LOOK_MS).start()
-        self.cause = ""
         self.controller.loop.start()
         return self.end(self.cause)
 
@@ -97,6 +104,16 @@ class Keeper:
         self.log_begins = os.fstat(self.log).st_size
         self.ranks = Ranks(way, self.request, self.log)
         self.tell(starter=way.name, ranks=(), note="; ".join(self.failed))
+
+    def restart(self) -> None:
+        """Start other ranks in the same job, in the way that worked."""
+        self.restart_asked = False
+        self.controller.forget_ranks("the ranks were restarted")
+        self.tell(phase="starting", ranks=(), restarts=self.state.restarts + 1)
+        self.ranks.end()
+        end_orphans()
+        self.ways, self.failed = [self.ranks.starter] * (1 + RETRIES), []
+        self.start_ranks()
 
     def look(self) -> None:
         """See how things stand; stop the loop when the session must end."""
@@ -120,9 +137,21 @@ class Keeper:
         if status is not None:
             said = first_cause(self.log_text())
             return f"the ranks ended: {said or self.ranks.who_ended() + status_words(status) + self.first_words()}"
+        if self.restart_asked:
+            self.restart()
+            return ""
+        self._tell_news()
         return self.watch.decide(
-            time.monotonic(), clients=self.controller.presence.count, busy=self.controller.busy()
+            time.monotonic(), clients=len(self.controller.presence.names), busy=self.controller.busy()
         )
+
+    def _tell_news(self) -> None:
+        """Write down who is connected and what notebooks should warn of, when that has changed."""
+        near = "its walltime is nearly reached: SLURM ends the job in about a minute" if self.walltime_near else ""
+        warning = "; ".join(filter(None, (near, self.controller.journal.trouble)))
+        clients = tuple(self.controller.presence.names)
+        if (clients, warning) != (self.state.clients, self.state.warning):
+            self.tell(clients=clients, warning=warning)
 
     def _look_starting(self, status: int | None) -> str:
         late = time.monotonic() - self.began_s > self.request.start_timeout_s
@@ -132,7 +161,9 @@ class Keeper:
             )
             self.ranks.end()
             self.failed.append(f"{self.ranks.starter.name}: {why}{self.first_words()}")
-            if not self.ways or self.controller.ranks():  # half of them came: the way was right, and too slow
+            if self.state.restarts and self.ways:
+                self.controller.forget_ranks("the ranks were restarted")
+            elif not self.ways or self.controller.ranks():  # half of them came: the way was right, and too slow
                 return "the ranks did not start: " + "; ".join(self.failed)
             self.start_ranks()
             return ""
@@ -162,7 +193,9 @@ class Keeper:
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
         with contextlib.suppress(HpcMagicError):  # whoever stopped us may have put the directory aside
-            self.tell(phase="ended", cause=cause)
+            self.tell(phase="ended", cause=cause, clients=())
+        if hasattr(self, "controller"):
+            self.controller.journal.on_lost(range(self.request.ntasks), cause)
         if hasattr(self, "ranks"):
             self.ranks.end()
         end_orphans()

@@ -25,6 +25,7 @@ from tornado.ioloop import PeriodicCallback
 from traitlets import HasTraits, default
 from zmq.eventloop.zmqstream import ZMQStream
 
+from hpcmagic.keeper.journal import Journal
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.crypto import (
     PEERS,
@@ -32,14 +33,15 @@ from hpcmagic.wire.crypto import (
     load_key_pair,
     load_signing_key,
 )
-from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back
-from hpcmagic.wire.messages import REQUEST
+from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back, whole
+from hpcmagic.wire.messages import DUMP, OUTPUT, REQUEST, RESTART
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
 MISSED_BEATS = 200  # ten minutes: that a rank is gone, srun and mpiexec say much sooner
 REFUSED_QUERIES = ("shutdown_request", "become_dask_request", "stop_distributed_request")
 GIVE_BACK_MS = 5000
+BEAT_MS = 2000  # how often notebooks hear that the keeper is there
 
 
 class InLoopHeartMonitor(HeartMonitor):
@@ -47,18 +49,26 @@ class InLoopHeartMonitor(HeartMonitor):
 
     def start(self) -> None:
         """Begin to beat. The stock method waits for a subscription that this very loop would bring."""
-        self.max_heartmonitor_misses = MISSED_BEATS * SLOW_BEAT_MS // FAST_BEAT_MS
         self.pong_stream.on_recv(self.handle_pong)
         self.tic = ipp_controller.time.monotonic()
-        self.caller = PeriodicCallback(self.beat, FAST_BEAT_MS)
-        self.caller.start()
+        self.speed_up()
+
+    def speed_up(self) -> None:
+        """Beat fast, until all ranks are in."""
+        self._pace(FAST_BEAT_MS)
 
     def slow_down(self) -> None:
         """Beat at the usual pace, once all ranks are in."""
-        self.caller.stop()
-        self.max_heartmonitor_misses = MISSED_BEATS
-        self.caller = PeriodicCallback(self.beat, SLOW_BEAT_MS)
+        self._pace(SLOW_BEAT_MS)
+
+    def _pace(self, period_ms: int) -> None:
+        if self.caller is not None:
+            self.caller.stop()
+        self.max_heartmonitor_misses = MISSED_BEATS * SLOW_BEAT_MS // period_ms
+        self.caller = PeriodicCallback(self.beat, period_ms)
         self.caller.start()
+
+    caller: PeriodicCallback | None = None
 
 
 class _Relay(HasTraits):
@@ -104,6 +114,8 @@ class Controller(ipp_controller.IPController):
         self.host = host
         self.write_connection_files = False  # they would hold the signing key
         self.registered: Callable[[], None] = lambda: None
+        self.verbs: dict[str, Callable[[], None]] = {}  # what notebooks may ask of the keeper: RESTART, DUMP
+        self.journal = Journal(directory.cells)
 
     def initialize(self, argv: Any = None) -> None:
         """Admit the session's own keys, then open the ports."""
@@ -147,6 +159,7 @@ class Controller(ipp_controller.IPController):
         with _no_nap():
             super().init_hub()
         self._keep_no_books()
+        self._answer_verbs()
         for query in REFUSED_QUERIES:
             del self.hub.query_handlers[query]
         self.heartmonitor_process = self._heart_monitor()
@@ -159,25 +172,54 @@ class Controller(ipp_controller.IPController):
         self.hub.finish_registration = finish_registration
 
     def _keep_no_books(self) -> None:
-        """Note of our own requests only that they are under way: the hub would keep their ids for ever."""
+        """Write our own requests and replies into the journal: the hub would keep them in memory for ever."""
         hub = self.hub
-        stock_request, stock_reply = hub.monitor_handlers[b"in"], hub.monitor_handlers[b"out"]
+        stock = dict(hub.monitor_handlers)
 
         def on_request(idents: Any, message: Any) -> None:
             header = self.session.unpack(message[1])
-            if header["msg_type"] == REQUEST:
-                hub.pending.add(header["msg_id"])
-            else:
-                stock_request(idents, message)
+            if header["msg_type"] != REQUEST:
+                stock[b"in"](idents, message)
+                return
+            hub.pending.add(header["msg_id"])
+            self.journal.on_request(self.session.unpack(message[4]), whole(message[5:]))
 
         def on_reply(idents: Any, message: Any) -> None:
             parent = self.session.unpack(message[2])
-            if parent.get("msg_type") == REQUEST:
-                hub.pending.discard(parent["msg_id"])
-            else:
-                stock_reply(idents, message)
+            if parent.get("msg_type") != REQUEST:
+                stock[b"out"](idents, message)
+                return
+            hub.pending.discard(parent["msg_id"])
+            self.journal.on_reply(self.session.unpack(message[4]), whole(message[5:]))
 
-        hub.monitor_handlers.update({b"in": on_request, b"out": on_reply})
+        def on_output(_idents: Any, message: Any) -> None:
+            if self.session.unpack(message[1])["msg_type"] == OUTPUT:
+                self.journal.on_output(self.session.unpack(message[4]), whole(message[5:]))
+
+        hub.monitor_handlers.update({b"in": on_request, b"out": on_reply, b"iopub": on_output})
+
+    def _answer_verbs(self) -> None:
+        """Let notebooks ask the keeper for what only it can do."""
+
+        def on_verb(idents: Any, message: Any) -> None:
+            self.verbs[message["header"]["msg_type"]]()
+            self.session.send(
+                self.hub.query, "hpcmagic_verb_reply", {"status": "ok"}, parent=message, ident=idents[0]
+            )
+
+        for verb in (RESTART, DUMP):
+            self.hub.query_handlers[verb] = on_verb
+
+    def forget_ranks(self, cause: str) -> None:
+        """Strike all ranks off: others will come under their numbers. Their cells are lost."""
+        hub = self.hub
+        self.journal.on_lost(range(self.request.ntasks), cause)
+        for rank in list(hub.engines):
+            hub.queues[rank] = []
+            hub.unregister_engine(b"", {"content": {"id": rank}})
+        hub.incoming_registrations.clear()
+        hub.pending.clear()
+        self.heartmonitor_process.speed_up()
 
     def _heart_monitor(self) -> InLoopHeartMonitor:
         ping, pong = self.context.socket(zmq.PUB), self.context.socket(zmq.ROUTER)
@@ -203,7 +245,7 @@ class Controller(ipp_controller.IPController):
 
     def ranks(self) -> tuple[int, ...]:
         """Ranks that are registered and alive, in order."""
-        return tuple(sorted(self.hub.ids))
+        return tuple(sorted(self.hub.engines))
 
     def busy(self) -> bool:
         """Whether a cell runs or waits on any rank."""
@@ -222,20 +264,29 @@ def _no_nap() -> Iterator[None]:
 
 
 class Presence:
-    """Counts the notebooks that are connected.
+    """Knows which notebooks are connected, and tells them that the keeper is there.
 
-    Each holds one subscription to this socket. A stranger cannot: subscriptions come through only after the
-    handshake. A notebook that vanishes is missed at once when its connection is closed, else by ZMTP's pings.
+    Each subscribes to this socket, and besides to a name of its own, ``who:alice@login1:4711#…``. A stranger
+    cannot: subscriptions come through only after the handshake. A notebook that vanishes is missed at once when
+    its connection is closed, else by ZMTP's pings.
     """
 
     def __init__(self, socket: Any, loop: Any) -> None:
-        self.count = 0
-        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription counts, not only the first of its kind
+        self.names: list[str] = []
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription comes through, not only the first of its kind
         self._stream = ZMQStream(socket, loop)
         self._stream.on_recv(self._on_change)
+        self._beat = PeriodicCallback(lambda: self._stream.send(b"beat"), BEAT_MS)
+        self._beat.start()
 
     def _on_change(self, message: list[bytes]) -> None:
-        self.count += 1 if message[0][:1] == b"\x01" else -1
+        comes, topic = message[0][:1] == b"\x01", message[0][1:].decode(errors="replace")
+        if topic.startswith("who:"):
+            name = topic.removeprefix("who:")
+            if comes:
+                self.names.append(name)
+            elif name in self.names:
+                self.names.remove(name)
 
 
 def controller_config(directory: SessionDirectory, host: str) -> Any:

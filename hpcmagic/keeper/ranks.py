@@ -12,7 +12,6 @@ srun and mpiexec pass it on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import re
@@ -20,7 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 from hpcmagic.rendezvous import Request, SessionDirectory
 
 GRACE_S = 5.0
+SLURM_S = 10.0  # how long a SLURM command may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class Ranks:
 
     def __init__(self, starter: Starter, request: Request, log: Any) -> None:
         self.starter = starter
+        self.under_slurm = request.launcher == "slurm"
         environment = rank_environment(os.environ, request)
         count = request.ntasks if starter.name == "processes" else 1
         self.processes = [
@@ -117,15 +118,68 @@ class Ranks:
 
     def end(self) -> None:
         """End all ranks: first kindly, then not."""
-        for sign, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if sign == signal.SIGKILL and self.starter.name.startswith("srun"):
+                self._kill_step()  # a killed srun would leave its ranks behind
             for process in self.processes:
                 if process.poll() is None:
                     _signal_group(process, sign)
             for process in self.processes:
                 try:
-                    process.wait(wait_s)
+                    process.wait(GRACE_S)
                 except subprocess.TimeoutExpired:
                     continue
+            if self.ended_all():
+                return
+
+    def ended_all(self) -> bool:
+        """Whether no process is left."""
+        return all(process.poll() is not None for process in self.processes)
+
+    def dump(self) -> None:
+        """Let every rank write where it stands into its file, also from C code that holds the GIL.
+
+        SIGURG, since programs that ranks have started ignore it by default.
+        """
+        job = os.environ.get("SLURM_JOB_ID", "") if self.under_slurm else ""
+        if job:
+            slurm("scancel", "--signal=URG", job)  # the steps, not the batch step
+            return
+        for pid in _engines_below(process.pid for process in self.processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGURG)
+
+    def _kill_step(self) -> None:
+        job = os.environ.get("SLURM_JOB_ID", "")
+        steps = slurm("squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i").split()
+        numbered = [step for step in steps if step.rpartition(".")[2].isdigit()]
+        if numbered:
+            slurm("scancel", "--signal=KILL", *numbered)
+
+
+def slurm(*command: str) -> str:
+    """Ask SLURM about our own job; nothing when it does not answer."""
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=SLURM_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout
+
+
+def _engines_below(pids: Iterable[int]) -> list[int]:
+    import psutil
+
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if process.cmdline()[1:3] == ["-m", "hpcmagic.engine"]:
+                        found.append(process.pid)
+    return found
 
 
 def first_cause(said: str) -> str:
@@ -147,20 +201,6 @@ CAUSES = (
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, sign)
-
-
-def adopt_orphans() -> None:
-    """Become the parent of whatever the ranks leave behind on this host (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-
-
-def end_orphans() -> None:
-    """End all that the ranks have left behind on this host: children that they forked, sessions of their own."""
-    import psutil
-
-    for orphan in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            orphan.kill()
 
 
 def rank_environment(environment: Mapping[str, str], request: Request) -> dict[str, str]:

@@ -9,7 +9,9 @@ from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.session import Status, cause_of_end, status_of, stop
+from hpcmagic.notebook.causes import cause_of_end
+from hpcmagic.notebook.session import stop
+from hpcmagic.notebook.status import Status, status_of
 from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
@@ -72,9 +74,16 @@ def find(resources: Resources, name: str) -> Found | None:
     return None
 
 
-def find_anywhere(name: str) -> Found | None:
+def find_anywhere(name: str, **options: object) -> Found | None:
     """Find a session by its name in the directories of all profiles."""
-    return next((found for resources in everywhere() if (found := find(resources, name)) is not None), None)
+    places = everywhere(**options)
+    return next((found for resources in places if (found := find(resources, name)) is not None), None)
+
+
+def find_ended(name: str, **options: object) -> Found | None:
+    """Find the newest session of a name among those that have ended and were put aside."""
+    shelved = (SessionDirectory.latest_ended(resources.directory, name) for resources in everywhere(**options))
+    return next((_read(directory) for directory in shelved if directory is not None), None)
 
 
 def everywhere(**options: object) -> list[Resources]:

@@ -46,3 +46,11 @@ def unattended() -> bool:
     """Whether this kernel has nobody who could answer: nbclient and papermill allow no input."""
     kernel = getattr(shell(), "kernel", None)
     return kernel is not None and not getattr(kernel, "_allow_stdin", True)
+
+
+def defined_here(name: str) -> bool:
+    """Whether the user has bound this name in the notebook, or in the script that runs."""
+    here = shell()
+    if here is None:
+        return name in vars(sys.modules["__main__"])
+    return name in here.user_ns and name not in getattr(here, "user_ns_hidden", ())

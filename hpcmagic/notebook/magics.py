@@ -9,33 +9,25 @@ from typing import Any
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from hpcmagic.errors import DataError, ProfileError, SessionEnded
-from hpcmagic.notebook import frontend, output, start
-from hpcmagic.notebook.found import find_anywhere, sessions, stop_found
+from hpcmagic.notebook import output, start
 from hpcmagic.notebook.options import (
-    RESOURCE_NAMES,
     HelpAsked,
     OptionParser,
-    add_resources,
+    chosen_resources,
     names_parser,
     remote_parser,
 )
-from hpcmagic.notebook.session import Session, Status, check_syntax, tail
+from hpcmagic.notebook.session import Session
+from hpcmagic.notebook.syntax import check_syntax
+from hpcmagic.notebook.verbs import HPC, VERBS
 from hpcmagic.profiles import resolve
-from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.messages import RunCell
 
 MAGICS = {"line": ("remote", "push", "pull", "hpc"), "cell": ("remote",)}
-JUST_MADE_S = 60.0
 CELL = remote_parser("%%remote")
 LINE = remote_parser("%remote")
 PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
 PULL = names_parser("%pull", "Fetch variables from the ranks: each becomes a PerRank here.")
-HPC = """\
-%hpc                      every session of yours: job, state, reason, nodes, ranks, time left
-%hpc status               the same
-%hpc start [options]      start this notebook's session; the options are those of %%remote
-%hpc stop [NAME]          end a session: its job is cancelled, its variables are lost
-%hpc log [RANK]           the last lines of the job's log, or of one rank's"""
 
 
 @magics_class
@@ -52,7 +44,7 @@ class HpcMagics(Magics):
     def remote_cell(self, line: str, cell: str) -> Any:
         """Run a cell on the ranks. `%%remote -h` shows the options."""
         try:
-            options, rest = self._parse(CELL, line)
+            options, rest = self.parsed(CELL, line)
         except HelpAsked as help_text:
             print(help_text)
             return None
@@ -68,7 +60,7 @@ class HpcMagics(Magics):
     def remote_line(self, line: str) -> Any:
         """Run an expression or a statement on the ranks. `%remote -h` shows the options."""
         try:
-            options, rest = self._parse(LINE, line)
+            options, rest = self.parsed(LINE, line)
         except HelpAsked as help_text:
             print(help_text)
             return None
@@ -103,33 +95,31 @@ class HpcMagics(Magics):
 
     @no_var_expand
     @line_magic
-    def hpc(self, line: str) -> Any:
+    def hpc(self, line: str) -> None:
         """Look after sessions. `%hpc -h` shows the verbs."""
         verb, _, rest = line.strip().partition(" ")
-        verbs = {
-            "": self._status,
-            "status": self._status,
-            "start": self._start,
-            "stop": self._stop,
-            "log": self._log,
-        }
         if verb in ("-h", "--help", "help"):
             print(HPC)
-            return None
-        if verb not in verbs:
-            raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, verbs))}.")
-        return verbs[verb](rest.strip())
+            return
+        if verb not in VERBS:
+            raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, VERBS))}.")
+        VERBS[verb](self, rest.strip())
 
     def _remote(self, options: argparse.Namespace, source: str, first_line: int) -> Any:
         """Run source on the ranks; start the session if need be."""
         if options.dry_run:
-            print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
+            print(start.dry_run(options.session or self.session_name, **chosen_resources(options)), end="")
             return None
         cell = RunCell(source, f"cell {self._cell_number()}", first_line, bool(options.out))
-        session = self._ensure(options, cell)
+        session = self.ensure(options, cell)
         if options.push:
             names = [name for name in options.push.split(",") if name]
             session.push(ranks=options.ranks, **self._values(names))
+        if options.asynchronous:
+            handle = session.send_cell(cell, options.ranks, options.timeout)
+            if options.out:
+                self.shell.user_ns[options.out] = handle
+            return handle
         begun_s = time.monotonic()
         try:
             replies = session.run_cell(cell, options.ranks, options.timeout)
@@ -147,11 +137,11 @@ class HpcMagics(Magics):
         running = self.shell.displayhook.exec_result
         return int(getattr(running, "execution_count", None) or self.shell.execution_count)
 
-    def _ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
+    def ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
         """Give the session that the options mean; start it when there is none."""
         if cell is not None:
             check_syntax(cell)
-        resources = _resources(options)
+        resources = chosen_resources(options)
         name = options.session or self.session_name
         session = self.held.get(name) if name else None
         if session is not None and self._is_alive(session):
@@ -173,9 +163,10 @@ class HpcMagics(Magics):
 
     def _held(self) -> Session:
         """Give the session of this notebook; start it like a bare `%%remote` when there is none."""
-        return self._ensure(LINE.parse([]), None)
+        return self.ensure(LINE.parse([]), None)
 
-    def _parse(self, parser: OptionParser, line: str) -> tuple[argparse.Namespace, str]:
+    def parsed(self, parser: OptionParser, line: str) -> tuple[argparse.Namespace, str]:
+        """Give a line's options, values expanded, and what stands behind them."""
         tokens, rest = parser.split(line, self.shell.var_expand)
         return parser.parse(tokens), rest
 
@@ -200,56 +191,6 @@ class HpcMagics(Magics):
             )
         return {name: self.shell.user_ns[name] for name in names}
 
-    def _status(self, _rest: str) -> None:
-        print(_table(sessions()))
-
-    def _start(self, rest: str) -> None:
-        parser = OptionParser("%hpc start", "Start this notebook's session.")
-        add_resources(parser)
-        try:
-            options, extra = self._parse(parser, rest)
-        except HelpAsked as help_text:
-            print(help_text)
-            return
-        if extra:
-            raise ProfileError(f"%hpc start does not take {extra!r}.", "`%hpc start -h` shows the options.")
-        if options.dry_run:
-            print(start.dry_run(options.session or self.session_name, **_resources(options)), end="")
-            return
-        self._ensure(options, None)
-
-    def _stop(self, rest: str) -> None:
-        name = rest or self.session_name or frontend.session_name()[0]
-        held, found = self.held.pop(name, None), find_anywhere(name)
-        if held is not None:
-            held.stop()
-        elif found is not None and found.half and found.directory.age_s() < JUST_MADE_S:
-            raise ProfileError(f"Session {name} is just being started.", "Try again in a moment.")
-        elif found is not None:
-            stop_found(found)
-        else:
-            raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
-        print(f"Session {name} stopped; its variables are gone.")
-
-    def _log(self, rest: str) -> None:
-        if rest and not rest.isdigit():
-            raise ProfileError(
-                f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's."
-            )
-        name = self.session_name or frontend.session_name()[0]
-        found = self.held.get(name) or find_anywhere(name)
-        ended = SessionDirectory.latest_ended(resolve({}).directory, name)
-        directory = found.directory if found is not None else ended
-        if directory is None:
-            raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
-        path = directory.rank_log(int(rest)) if rest else directory.log
-        print(tail(path, 40) or f"{path.name} is empty.")
-
-
-def _resources(options: argparse.Namespace) -> dict[str, Any]:
-    """Give the options that ask for resources, those that were given."""
-    return {name: value for name in RESOURCE_NAMES if (value := getattr(options, name)) is not None}
-
 
 def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
     """Write the line under each remote cell: ranks × elapsed, node-hours so far, when the job ends."""
@@ -262,29 +203,3 @@ def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
     elif session.request.launcher == "local":
         parts.append("on this machine")
     return " · ".join(parts)
-
-
-def _table(rows: list[Status]) -> str:
-    """Write sessions as a table."""
-    if not rows:
-        return "No sessions. `%%remote --nodes 4` starts one."
-    heads = ("session", "state", "job", "nodes", "ranks", "runs", "left", "why")
-    lines = [heads]
-    for s in rows:
-        left = output.clock(s.left_s) if s.left_s is not None else "–"
-        job = s.job_id if s.launcher == "slurm" else "this machine"
-        nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
-        lines.append(
-            (
-                s.session,
-                s.state,
-                job,
-                nodes,
-                str(s.ranks),
-                output.clock(int(s.elapsed_s)),
-                left,
-                s.reason or "",
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

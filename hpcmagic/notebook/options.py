@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hpcmagic.errors import ProfileError
 
@@ -137,6 +137,11 @@ RESOURCE_NAMES = (
 )  # fmt: skip
 
 
+def chosen_resources(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the options that ask for resources, those that were given."""
+    return {name: value for name in RESOURCE_NAMES if (value := getattr(options, name)) is not None}
+
+
 def remote_parser(prog: str) -> OptionParser:
     """Make the parser of `%%remote` and `%remote`."""
     parser = OptionParser(
@@ -148,6 +153,7 @@ def remote_parser(prog: str) -> OptionParser:
     add_resources(parser)
     cell = parser.add_argument_group("the cell")
     cell.add_argument("-r", "--ranks", metavar="0,2-3", help="run on these ranks only")
+    cell.add_argument("-a", "--async", dest="asynchronous", action="store_true", help="do not wait: give a handle")
     cell.add_argument("-o", "--out", metavar="NAME", help="bind the value (a PerRank) to a name here")
     cell.add_argument("--push", metavar="a,b", help="first send these variables of the notebook to the ranks")
     cell.add_argument("--timeout", metavar="S", type=float, help="interrupt the cell after so many seconds")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hpcmagic.errors import RankError
@@ -16,11 +17,12 @@ from hpcmagic.wire.messages import Output, Raised, Reply
 
 SHOWN_TEXTS = 8  # of one kind of error
 FRAME_LINES = 12
+NOT_DEFINED = re.compile(r"name '(\w+)' is not defined")
 
 
-def show(replies: Sequence[Reply], *, labels: bool) -> None:
-    """Print and display what a cell's ranks put out, in their order of text and displays."""
-    sections = {reply.rank: list(_sections(reply.outputs)) for reply in replies}
+def show(outputs: Mapping[int, Sequence[Output]], *, labels: bool) -> None:
+    """Print and display what ranks put out, in their order of text and displays."""
+    sections = {rank: list(_sections(pieces)) for rank, pieces in outputs.items()}
     for number in range(max(map(len, sections.values()), default=0)):
         there = {rank: parts[number] for rank, parts in sections.items() if number < len(parts)}
         for kind, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
@@ -32,36 +34,62 @@ def show(replies: Sequence[Reply], *, labels: bool) -> None:
 
 
 def _sections(outputs: Iterable[Output]) -> Iterable[dict[str, Any]]:
-    """Cut a rank's outputs into texts, each with the display that follows it."""
+    """Cut a rank's outputs into texts, each with the display (or the clearing) that follows it."""
     section: dict[str, Any] = {"stdout": "", "stderr": "", "display": None}
     for output in outputs:
-        if output.kind == "display":
+        if output.kind in ("stdout", "stderr"):
+            section[output.kind] += output.text
+        else:
             section["display"] = output
             yield section
             section = {"stdout": "", "stderr": "", "display": None}
-        else:
-            section[output.kind] += output.text
     yield section
 
 
 def _show_displays(displays: Mapping[int, Output], *, labels: bool) -> None:
     groups: dict[str, tuple[Output, list[int]]] = {}
     for rank, output in displays.items():
-        groups.setdefault(repr(output.data), (output, []))[1].append(rank)
+        name = f"{rank}/{output.display_id}" if output.display_id else ""
+        groups.setdefault(f"{output.kind} {name} {output.data!r}", (output, []))[1].append(rank)
     for output, ranks in groups.values():
-        if labels:
+        if output.kind == "clear":
+            _clear(wait=output.text == "wait")
+            continue
+        if labels and not output.update:
             print(f"[{rank_set(ranks)}]")
-        _publish(output.data, output.metadata)
+        name = f"hpcmagic-{ranks[0]}-{output.display_id}" if output.display_id else ""
+        _publish(output.data, output.metadata, name, update=output.update)
 
 
-def _publish(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def _clear(*, wait: bool) -> None:
+    from IPython.display import clear_output
+
+    clear_output(wait)
+
+
+def _publish(data: Mapping[str, Any], metadata: Mapping[str, Any], name: str = "", *, update: bool = False) -> None:
     from IPython.core.getipython import get_ipython
     from IPython.display import publish_display_data
 
     if get_ipython() is None:
         print(data.get("text/plain", ""))
+    elif name:
+        publish_display_data(dict(data), metadata=dict(metadata), transient={"display_id": name}, update=update)
     else:
         publish_display_data(dict(data), metadata=dict(metadata))
+
+
+def text_of(outputs: Mapping[int, Sequence[Output]], *, labels: bool) -> str:
+    """Give what ranks printed, folded, with the plain form of what they displayed."""
+    texts = {
+        rank: "".join(
+            str(piece.data.get("text/plain", "")) + "\n" if piece.kind == "display" else piece.text
+            for piece in pieces
+            if piece.kind != "clear"
+        )
+        for rank, pieces in outputs.items()
+    }
+    return fold(texts, labels=labels)
 
 
 def values(replies: Sequence[Reply]) -> PerRank | None:
@@ -82,8 +110,13 @@ def _value(reply: Reply) -> Any:
         return StaysOnRank(reply.rank, f"a value that cannot be loaded here ({type(error).__name__}: {error})")
 
 
-def rank_error(replies: Sequence[Reply], *, size: int) -> RankError | None:
-    """Give the error of a cell: one short traceback per distinct error with its ranks; None if all went well."""
+def rank_error(
+    replies: Iterable[Reply], *, size: int, defined_here: Callable[[str], bool] = lambda _: False
+) -> RankError | None:
+    """Give the error of a cell: one short traceback per distinct error with its ranks; None if all went well.
+
+    `defined_here` tells whether the notebook has a name that a rank lacks.
+    """
     groups: dict[Any, list[tuple[int, Raised]]] = {}
     for reply in replies:
         if reply.raised is not None:
@@ -93,7 +126,12 @@ def rank_error(replies: Sequence[Reply], *, size: int) -> RankError | None:
         return None
     blocks = [_error_block(members, size) for members in groups.values()]
     ranks = sorted(rank for members in groups.values() for rank, _ in members)
-    full = "\n".join(f"[{rank}]\n{raised.full}" for members in groups.values() for rank, raised in members[:1])
+    full = "\n".join(
+        f"[{rank_set(rank for rank, _ in members)}]\n{members[0][1].full}" for members in groups.values()
+    )
+    missed = (raised.text for members in groups.values() for _, raised in members if raised.name == "NameError")
+    unknown = dict.fromkeys(match[1] for match in map(NOT_DEFINED.search, missed) if match)
+    blocks += [f"`{n}` is defined here, not on the ranks. → `--push {n}`" for n in unknown if defined_here(n)]
     return RankError("\n".join(blocks), ranks, full)
 
 
@@ -143,6 +181,13 @@ class StatusLine:
             shown = text if len(text) <= width else text[: width - 1] + "…"
             sys.stdout.write(f"\r\x1b[2K{shown}")
             sys.stdout.flush()
+
+    def make_room(self) -> None:
+        """Let others print: in a terminal the line would stand in their way until its next update."""
+        if self._shown and self._tty and not in_notebook():
+            sys.stdout.write("\r\x1b[2K")
+            sys.stdout.flush()
+            self._shown = ""
 
     def clear(self) -> None:
         """Take the line away."""

@@ -1,64 +1,44 @@
-"""The kernel's hold on a session: cells and values to the ranks, verbs to its job, its state.
+"""The kernel's hold on a session: cells and values to the ranks, verbs to its keeper and its job, its state.
 
-start(...) ─► find or submit (notebook/start.py) ─► Session ─┬─ run, push, pull ─► wire/control ─► ranks
-                                                            ├─ status, stop    ─► launch
-                                                            └─ client          ─► ipyparallel itself
+start(...), attach(...) ─► Session ─┬─ run, push, pull ─► wire/control ─► ranks
+                                    ├─ cells            ─► the journal
+                                    ├─ restart          ─► keeper
+                                    ├─ status, stop     ─► launch
+                                    └─ client           ─► ipyparallel itself
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import secrets
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
-from hpcmagic.errors import CellError, DataError, SessionEnded
+from hpcmagic.errors import CellError, DataError, HpcMagicError, SessionEnded
 from hpcmagic.launch.base import JobState, Launcher
-from hpcmagic.notebook import output
+from hpcmagic.notebook import frontend, output
+from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
+from hpcmagic.notebook.following import ASK_S, Following, require_not_stuck
+from hpcmagic.notebook.handles import Cell, Cells, all_cells
+from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.pickling import pickle_for_ranks
-from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState, Request, SessionDirectory
-from hpcmagic.wire.control import Control, Pending
+from hpcmagic.notebook.restarting import restart
+from hpcmagic.notebook.status import Status, status_of
+from hpcmagic.notebook.syntax import check_syntax
+from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
+from hpcmagic.wire.control import Control
 from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
+from hpcmagic.wire.pending import Pending
 
-LOOK_S = 1.0  # how often a waiting cell looks whether its session still lives
-ASK_S = 15.0  # … and asks the batch system
-INTERRUPT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a session stands.
-
-    Attributes
-    ----------
-    state
-        ``pending``, ``starting``, ``ready`` or ``ended``.
-    reason
-        Why it waits or how it ended, in words.
-    left_s
-        Seconds until the walltime; None where there is none.
-    cost
-        None until sessions are metered.
-    """
-
-    session: str
-    state: str
-    launcher: str
-    job_id: str
-    reason: str
-    nodes: tuple[str, ...]
-    ranks: int
-    elapsed_s: float
-    left_s: float | None
-    cost: None = None
+LOOK_S = 1.0  # how often a waiting request looks whether its session still lives
+SAID_S = 2.0  # how long a keeper's last word may take after its job has ended
 
 
 class Session:
-    """A hold on running engines; made by `hpcmagic.start`.
+    """A hold on running engines; made by `hpcmagic.start` and `hpcmagic.attach`.
 
     As a context manager it stops the session at the end.
     """
@@ -69,7 +49,9 @@ class Session:
         request: Request,
         launcher: Launcher,
         job: JobRecord,
-        control: Control,
+        control: Control | None,
+        *,
+        ended: str = "",
     ) -> None:
         self.directory = directory
         self.request = request
@@ -78,10 +60,16 @@ class Session:
         self.control = control
         self.name = request.session
         self.size = request.ntasks
+        self.ended = ended
+        self.last_error: HpcMagicError | None = None
+        self.behind: dict[str, Cell] = {}  # by id: cells that were let go, and that ranks may still work on
+        self.stuck: dict[str, dict[int, str]] = {}  # by cell: ranks that wait for ever, each with where
+        self._live: dict[str, Cell] = {}  # by id: cells of this kernel that are not over
         self._cells = 0
-        self._job_seen = launcher.state(job.job_id)
+        self._news = News(self.name)
+        self._job_seen = JobState("ended") if ended else launcher.state(job.job_id)
         self._seen_at_s = time.monotonic()
-        self.ended = ""
+        self._ask_at_s = 0.0
 
     def __repr__(self) -> str:
         nodes = len(set(self.keeper_state().nodes)) or self.request.nodes
@@ -103,7 +91,7 @@ class Session:
     @property
     def client(self) -> Any:
         """The ipyparallel client of this session: everything that ipyparallel can do."""
-        return self.control.client
+        return self.control_path().client
 
     @property
     def node_seconds(self) -> float:
@@ -121,8 +109,14 @@ class Session:
         left = self._job_seen.left_s
         return None if left is None else max(0.0, left - (time.monotonic() - self._seen_at_s))
 
-    def run(self, source: str, ranks: Any = None, timeout: float | None = None) -> PerRank | None:
-        """Run source on the ranks; print what they print; give the last value of each.
+    @overload
+    def run(self, source: str, ranks: Any = None, timeout: float | None = None) -> PerRank | None: ...
+    @overload
+    def run(self, source: str, ranks: Any = None, timeout: float | None = None, *, block: Literal[False]) -> Cell: ...
+    def run(
+        self, source: str, ranks: Any = None, timeout: float | None = None, *, block: bool = True
+    ) -> PerRank | Cell | None:
+        """Run source on the ranks; print what they print as it comes; give the last value of each.
 
         Parameters
         ----------
@@ -132,6 +126,8 @@ class Session:
             Ranks as a sequence of numbers, a number, or text like ``"0,2-3"``; None = all.
         timeout
             Seconds after which to stop waiting; the cell is then interrupted. None = no limit.
+        block
+            False: do not wait; give the cell's handle.
 
         Raises
         ------
@@ -143,18 +139,58 @@ class Session:
             The session ended meanwhile.
         """
         self._cells += 1
-        replies = self.run_cell(RunCell(source, f"cell {self._cells}"), ranks, timeout)
-        return output.values(replies)
+        cell = RunCell(source, f"cell {self._cells}")
+        if not block:
+            return self.send_cell(cell, ranks, timeout)
+        return output.values(self.run_cell(cell, ranks, timeout))
 
     def run_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> list[Reply]:
-        """Run a cell and show its output; give the replies in rank order."""
+        """Run a cell and show its output as it comes; give the replies in rank order."""
+        sent = self.send_cell(cell, ranks)
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        with self.noted_errors():
+            Following(self, sent, deadline_s).to_the_end()
+            self._live.pop(sent.id, None)
+            assert sent.pending is not None  # noqa: S101  # for the type checker: we have just sent it
+            self._require_all(sent.pending)
+            replies = [sent.pending.replies[rank] for rank in sorted(sent.pending.replies)]
+            self._raise(replies)
+        return replies
+
+    def send_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> Cell:
+        """Send a cell; give its handle at once."""
         if not isinstance(cell.source, str):
             raise CellError(f"A cell is text, not {type(cell.source).__name__}.", "Pass its source.")
         check_syntax(cell)
-        replies = self._ask(cell, self.chosen(ranks), timeout)
-        output.show(replies, labels=self.size > 1)
-        self._raise(replies)
-        return replies
+        chosen = self.chosen(ranks)
+        self.require_alive()
+        require_not_stuck(self, chosen)
+        cell_id = secrets.token_hex(6)
+        pending = self.control_path().send(cell, chosen, cell_id)
+        sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=self.control_path().name, pending=pending)
+        self._live[cell_id] = sent
+        pending.at_end(lambda: self._forget(cell_id))
+        if timeout is not None:
+            sent.cancel_after(timeout)
+        return sent
+
+    def _forget(self, cell_id: str) -> None:
+        """Let go of a cell that is over: whoever wants it keeps its handle, or reads the journal."""
+        self._live.pop(cell_id, None)
+
+    @property
+    def cells(self) -> Cells:
+        """Every cell of the session, whoever sent it: source, state, output, result."""
+        return all_cells(self, dict(self._live))
+
+    def place_of(self, cell: Cell) -> int:
+        """Give a cell's place in `cells`."""
+        return [other.id for other in self.cells].index(cell.id)
+
+    def interrupt(self, cell: Cell) -> None:
+        """Ask the ranks to give a cell up; on those where it has not begun it is withdrawn."""
+        self.require_alive()
+        self.control_path().interrupt(cell.id, cell.missing())
 
     def push(self, ranks: Any = None, **values: Any) -> None:
         """Bind names on the ranks to values.
@@ -166,7 +202,8 @@ class Session:
         """
         chosen = self.chosen(ranks)
         pickled = {name: pickle_for_ranks(name, value) for name, value in values.items()}
-        self._raise(self._ask(Push(pickled), chosen, None))
+        with self.noted_errors():
+            self._raise(self._ask(Push(pickled), chosen))
 
     def pull(self, *names: str, ranks: Any = None) -> Any:
         """Fetch values of names from ranks: a PerRank, or for several names one each, in a tuple.
@@ -176,10 +213,25 @@ class Session:
         RankError
             A name that a rank does not have.
         """
-        replies = self._ask(Pull(names), self.chosen(ranks), None)
-        self._raise(replies)
+        with self.noted_errors():
+            replies = self._ask(Pull(names), self.chosen(ranks))
+            self._raise(replies)
         per_rank = tuple(PerRank({r.rank: _loaded(name, r) for r in replies}) for name in names)
         return per_rank[0] if len(names) == 1 else per_rank
+
+    def restart(self) -> None:
+        """Start new engine processes in the same job: variables are lost, no second wait in the queue.
+
+        Raises
+        ------
+        SessionEnded
+            The session is over, or ended because new ranks could not be started.
+        """
+        self.require_alive()
+        with self.noted_errors():
+            restart(self)
+        self.behind.clear()
+        self.stuck.clear()
 
     def status(self) -> Status:
         """Ask how the session stands."""
@@ -196,13 +248,23 @@ class Session:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""
         if not self.ended:
             self.ended = "stopped"
+        if self.control is not None:
             self.control.close()
+            self.control = None
         stop(self.directory, self.launcher, self.job)
+        self._follow_directory()
 
     def log(self, rank: int | None = None, lines: int = 40) -> str:
         """Give the last lines of the job's log, or of one rank's."""
-        path = self.directory.log if rank is None else self.directory.rank_log(rank)
-        return tail(path, lines)
+        return tail(self.directory.log if rank is None else self.directory.rank_log(rank), lines)
+
+    def why(self) -> str:
+        """Give the whole of the last error: the full tracebacks of the ranks, or all that is known of the end."""
+        if self.ended:
+            return whole_story(self.name, self.ended, self.directory)
+        if self.last_error is None:
+            return "No error yet."
+        return str(getattr(self.last_error, "full", "") or self.last_error)
 
     def keeper_state(self) -> KeeperState:
         """Read the keeper's word on how things stand."""
@@ -211,6 +273,18 @@ class Session:
     def chosen(self, ranks: Any) -> tuple[int, ...]:
         """Give the ranks that a user's words name."""
         return choose_ranks(ranks, self.size)
+
+    def control_path(self) -> Control:
+        """Give the way to the ranks.
+
+        Raises
+        ------
+        SessionEnded
+            There is none any more.
+        """
+        if self.control is None:
+            raise self._ended(self.ended or "stopped")
+        return self.control
 
     def require_alive(self) -> None:
         """Raise if the session has ended.
@@ -229,73 +303,76 @@ class Session:
             raise self._ended("its directory is gone: it was stopped elsewhere, or the directory removed") from None
         if keeper.phase == "ended":
             raise self._ended(cause_of_end(keeper, self.launcher, self.job))
+        self._news.tell(keeper, self.control.name if self.control is not None else "")
 
-    def _ask(self, message: Any, ranks: Sequence[int], timeout_s: float | None) -> list[Reply]:
-        """Send a message and wait for all replies; Ctrl-C interrupts the ranks."""
+    def look(self, now_s: float) -> None:
+        """Look, while something is waited for, whether the session lives; ask the batch system now and then.
+
+        Raises
+        ------
+        SessionEnded
+            It does not.
+        """
         self.require_alive()
-        pending = self.control.send(message, ranks)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        line = output.StatusLine()
+        if now_s >= self._ask_at_s or self.request.launcher == "local":
+            self._ask_at_s = now_s + ASK_S
+            self._look_at_job()
+            if self._job_seen.phase == "ended":
+                time.sleep(SAID_S)  # the keeper may still be writing why
+                self.require_alive()
+                raise self._ended(job_cause(settled(self.launcher, self.job)))
+
+    def note_error(self, error: HpcMagicError) -> None:
+        """Keep an error for `why`."""
+        self.last_error = error
+
+    @contextlib.contextmanager
+    def noted_errors(self) -> Iterator[None]:
+        """Keep an error that passes through for `why`."""
         try:
-            self._wait(pending, deadline, line)
+            yield
+        except HpcMagicError as error:
+            self.note_error(error)
+            raise
+
+    def _ask(self, message: Any, ranks: Sequence[int]) -> list[Reply]:
+        """Send a request that is no cell, and wait for all replies; Ctrl-C withdraws it."""
+        self.require_alive()
+        require_not_stuck(self, ranks)
+        pending = self.control_path().send(message, ranks)
+        line, began_s = output.StatusLine(), time.monotonic()
+        try:
+            while not pending.wait(LOOK_S):
+                self.look(time.monotonic())
+                missing = output.ranks_in_words(pending.missing())
+                line.update(f"waiting for {missing}, {output.clock(int(time.monotonic() - began_s))}")
         except KeyboardInterrupt:
-            line.clear()
-            self._interrupted(pending, line)
+            self.control_path().withdraw(pending)
+            raise
         finally:
             line.clear()
+        self._require_all(pending)
+        return [pending.replies[rank] for rank in sorted(pending.replies)]
+
+    def _require_all(self, pending: Pending) -> None:
         if pending.lost:
-            self.require_alive()
+            self._wait_for_word()
+            if self.keeper_state().restarts:
+                raise SessionEnded(
+                    f"The ranks of session {self.name} were restarted elsewhere: their variables are gone.",
+                    "Run your cells again from where variables are made.",
+                )
             raise SessionEnded(
                 f"Of session {self.name} {output.ranks_in_words(pending.lost)} is gone, with all variables there.",
                 "See `%hpc log`; `%hpc stop` ends the session.",
             )
-        return [pending.replies[rank] for rank in sorted(pending.replies)]
 
-    def _wait(
-        self, pending: Pending, deadline: float | None, line: output.StatusLine, hint: str = "Ctrl-C interrupts"
-    ) -> None:
-        began_s = time.monotonic()
-        ask_at = began_s + ASK_S
-        while not pending.wait(LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic()))):
+    def _wait_for_word(self) -> None:
+        """Give the keeper a moment to say why ranks are gone."""
+        deadline = time.monotonic() + SAID_S
+        while time.monotonic() < deadline:
             self.require_alive()
-            now = time.monotonic()
-            line.update(_running_line(pending, now - began_s, hint))
-            if deadline is not None and now >= deadline:
-                late = output.ranks_in_words(pending.missing())
-                self.control.interrupt(pending)
-                stopped = "it was interrupted" if pending.wait(INTERRUPT_S) else "it was interrupted, but runs on"
-                raise CellError(
-                    f"The cell ran longer than its --timeout on {late}; {stopped}.",
-                    "Give it more with `--timeout`, or leave it out.",
-                )
-            if now >= ask_at or self.request.launcher == "local":
-                ask_at = now + ASK_S
-                self._look_at_job()
-                if self._job_seen.phase == "ended":
-                    time.sleep(LOOK_S)  # the keeper may still be writing why
-                    self.require_alive()
-                    raise self._ended(self._job_seen.meaning or self._job_seen.word)
-
-    def _interrupted(self, pending: Pending, line: output.StatusLine) -> None:
-        """Interrupt the ranks and wait for what they say to it; a second Ctrl-C lets go."""
-        self.control.interrupt(pending)
-        print("Interrupting the ranks … (once more lets go of them: they run on)")
-        try:
-            if pending.wait(INTERRUPT_S):
-                return
-            missing = pending.missing()
-            pronoun = "it is" if len(missing) == 1 else "they are"
-            print(f"Not stopped: {output.ranks_in_words(missing)}; {pronoun} inside MPI or C code.")
-            self._wait(pending, None, line, "once more Ctrl-C lets go")
-        except KeyboardInterrupt:
-            left = output.ranks_in_words(pending.missing())
-            error = output.rank_error(list(pending.replies.values()), size=self.size)
-            if error is not None:
-                print(error.text)
-            raise CellError(
-                f"Let go of the cell; {left} run on.",
-                "Their next cell waits until this one ends; `%hpc stop` ends the session.",
-            ) from None
+            time.sleep(0.1)
 
     def _look_at_job(self) -> None:
         seen = self.launcher.state(self.job.job_id)
@@ -304,49 +381,21 @@ class Session:
 
     def _ended(self, cause: str) -> SessionEnded:
         self.ended = self.ended or cause
-        return ended_error(self.name, cause, self.request)
+        self._follow_directory()
+        error = ended_error(self.name, cause, self.request)
+        self.note_error(error)
+        return error
+
+    def _follow_directory(self) -> None:
+        """Find the session's directory where it was put aside: cells and log are read on."""
+        if not self.directory.path.exists():
+            aside = SessionDirectory.latest_ended(self.directory.path.parent, self.directory.path.name)
+            self.directory = aside or self.directory
 
     def _raise(self, replies: Sequence[Reply]) -> None:
-        error = output.rank_error(replies, size=self.size)
+        error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)
         if error is not None:
             raise error
-
-
-def _running_line(pending: Pending, elapsed_s: float, hint: str) -> str:
-    missing, total = pending.missing(), len(pending.ranks)
-    raised = [reply for reply in pending.replies.values() if reply.raised is not None]
-    names = " ".join(sorted({r.raised.name for r in raised if r.raised is not None}))
-    fault = f" ({output.ranks_in_words(r.rank for r in raised)} raised {names})" if raised else ""
-    waiting = f"{total - len(missing)} of {total} done{fault}, waiting for {output.ranks_in_words(missing)}"
-    state = f"running on {output.count(total, 'rank')}" if len(missing) == total else waiting
-    return f"{state}, {output.clock(int(elapsed_s))} ({hint})"
-
-
-def check_syntax(cell: RunCell) -> None:
-    """Find a syntax error before any rank is bothered.
-
-    Raises
-    ------
-    CellError
-        With the line as the notebook's cell counts it.
-    """
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said where the cell runs
-            compile(
-                TransformerManager().transform_cell(cell.numbered()), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            )
-    except SyntaxError as error:
-        text = (error.text or "").strip()
-        raise CellError(
-            f"{type(error).__name__} in line {error.lineno}: {error.msg}{f':  {text}' if text else ''}",
-            "No rank was bothered; mend the cell and run it again.",
-        ) from None
-    except (ValueError, MemoryError, RecursionError, OverflowError) as error:
-        why = str(error) or f"{type(error).__name__}, it may be nested too deeply"
-        raise CellError(f"The cell cannot be compiled: {why}.", "Mend the cell and run it again.") from None
 
 
 def _loaded(name: str, reply: Reply) -> Any:
@@ -359,62 +408,9 @@ def _loaded(name: str, reply: Reply) -> Any:
         ) from error
 
 
-def tail(path: Any, lines: int) -> str:
-    """Give a file's last lines."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 400 * lines))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return ""
-
-
-def ended_error(name: str, cause: str, request: Request) -> SessionEnded:
-    """Give the error for a session that is over: why, what is lost, and the line that starts again."""
-    profile = request.resources.get("profile")
-    line = f"%%remote {f'--profile {profile} ' if profile else ''}--nodes {request.nodes}"
-    if request.ntasks_per_node > 1:
-        line += f" --ntasks-per-node {request.ntasks_per_node}"
-    if request.resources.get("time") and request.launcher == "slurm":
-        line += f" --time {request.resources['time']}"
-    return SessionEnded(f"Session {name} has ended: {cause}. Its variables are gone.", f"Start again with `{line}`.")
-
-
-def cause_of_end(keeper: KeeperState, launcher: Launcher, job: JobRecord | None) -> str:
-    """Give why a session ended; whoever sent the keeper a SIGTERM, only the batch system knows."""
-    if keeper.cause == TERMINATED and job is not None:
-        return launcher.state(job.job_id).meaning or keeper.cause
-    return keeper.cause
-
-
 def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:
     """Cancel a session's job and put its directory aside."""
     if job is not None:
         launcher.cancel(job.job_id)
     if directory.path.exists():
         directory.put_aside()
-
-
-def status_of(
-    request: Request,
-    job: JobRecord,
-    keeper: KeeperState | None,
-    seen: JobState,
-    *,
-    elapsed_s: float,
-    left_s: float | None,
-) -> Status:
-    """Put the keeper's and the batch system's words together."""
-    phase = keeper.phase if keeper is not None else "starting" if seen.phase == "running" else "pending"
-    cause = keeper.cause if keeper is not None else ""
-    if seen.phase == "ended" and phase != "ended":
-        phase, cause = "ended", seen.meaning or seen.word
-    elif seen.phase == "pending":
-        phase, cause = "pending", " – ".join(filter(None, (seen.reason, seen.meaning)))
-    nodes = tuple(dict.fromkeys(keeper.nodes)) if keeper is not None and phase != "pending" else ()
-    if phase == "ended":
-        left_s = None
-    return Status(
-        request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
-    )

@@ -23,9 +23,10 @@ from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.found import LAUNCHERS, Found, find
-from hpcmagic.notebook.output import clock, count
-from hpcmagic.notebook.session import Session, ended_error
+from hpcmagic.notebook.causes import ended_error
+from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended
+from hpcmagic.notebook.output import clock, count, quiet
+from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
 from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
@@ -86,6 +87,42 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
     held = wait_until_ready(found, submitted=submitted)
     if not keep and frontend.unattended():
         atexit.register(_stop_at_exit, held)
+    return held
+
+
+def attach(session: str, **options: Any) -> Session:
+    """Come back to a session by its name: variables, running cells, output so far, finished results are there.
+
+    A session that has ended can be attached to as well: nothing runs there, but its cells can be read.
+
+    Parameters
+    ----------
+    session
+        Its name, as `hpcmagic.sessions()` lists it.
+    **options
+        `session_dir` or `profile`, where the session's directory is not where your profiles say.
+
+    Raises
+    ------
+    ProfileError
+        There is no session of that name, nor was there one whose cells are kept.
+    """
+    require_name(session)
+    found = find_anywhere(session, **options)
+    if found is not None and not found.half:
+        cause = found.ended()
+        return ended_session(found, cause) if cause else wait_until_ready(found, submitted=False)
+    past = find_ended(session, **options)
+    if past is None:
+        raise ProfileError(f"There is no session {session!r}, nor was there one.", "`%hpc` lists yours.")
+    return ended_session(past, past.ended() or "it was stopped")
+
+
+def ended_session(found: Found, cause: str) -> Session:
+    """Give a session that is over, for its cells and its log."""
+    job = found.job or JobRecord(found.request.launcher, "", 0.0)
+    held = Session(found.directory, found.request, found.launcher, job, None, ended=cause)
+    quiet(f"Session {held.name} has ended: {cause}. {count(len(held.cells), 'cell')} can still be read: `.cells`.")
     return held
 
 

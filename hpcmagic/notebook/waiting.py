@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.notebook.causes import tail
 from hpcmagic.notebook.found import Found
 from hpcmagic.notebook.output import StatusLine, clock, count, ranks_in_words, time_of_day
-from hpcmagic.notebook.session import Session, stop, tail
+from hpcmagic.notebook.session import Session, stop
 from hpcmagic.profiles import MPI_WAYS
 from hpcmagic.rendezvous import KeeperState, Request
 

@@ -1,13 +1,18 @@
 """Cells and replies: the ipyparallel client with the session's own keys, its encryption verified.
 
-    Control.send(message, ranks) ─► one request a rank ─► controller ─► ranks ─► Reply ─► Pending
+    Control.send(message, ranks) ─► one request a rank ─► controller ─► ranks ─┬─ pieces of output ─┐
+                                                                               └─ Reply ────────────┴► Pending
 
 One background thread (ipyparallel's) owns the sockets; every method here may be called from any thread.
 """
 
 from __future__ import annotations
 
+import getpass
 import logging
+import os
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +20,8 @@ from typing import Any
 
 import ipyparallel
 import zmq
+from ipyparallel.client.client import unpack_message
+from zmq.eventloop.zmqstream import ZMQStream
 
 from hpcmagic.errors import ChannelError, NotEncrypted, PeerLost
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
@@ -26,7 +33,17 @@ from hpcmagic.wire.crypto import (
     require_encrypted,
 )
 from hpcmagic.wire.envelope import Envelope
-from hpcmagic.wire.messages import INTERRUPT, REPLY, REQUEST, Reply, from_frames, to_frames
+from hpcmagic.wire.messages import (
+    INTERRUPT,
+    OUTPUT,
+    REPLY,
+    REQUEST,
+    WHERE,
+    Stand,
+    from_frames,
+    to_frames,
+)
+from hpcmagic.wire.pending import Pending
 
 SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
 
@@ -38,9 +55,15 @@ class SessionClient(ipyparallel.Client):
     edge-triggered event of a reply that came meanwhile, and the stream would sleep over it.
     """
 
+    _ready = False
+    log = logging.getLogger("hpcmagic")  # ipyparallel writes to it of a message with a wrong signature
+    session: Any
+
     def __init__(self, info: dict[str, Any], keys: KeyPair, **kwargs: Any) -> None:
         self._keys = keys
         self._pending: dict[str, tuple[Pending, int]] = {}
+        self.name = client_name()
+        self.heard_s = time.monotonic()  # when the keeper was last heard
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
         be_careful_client(context)
         try:
@@ -49,6 +72,7 @@ class SessionClient(ipyparallel.Client):
             context.destroy(linger=0)
             raise
         self._presence_socket = self._connected_to("presence")
+        self._io_loop.add_callback(self._listen)
         self._queue_handlers[REPLY] = self._on_reply
         self._notification_handlers["unregistration_notification"] = self._on_rank_gone
 
@@ -56,21 +80,33 @@ class SessionClient(ipyparallel.Client):
         return f"<SessionClient of {len(self._ids)} ranks>"
 
     def _connected_to(self, channel: str) -> Any:
-        """Subscribe to a channel that is the keeper's own, beside ipyparallel's."""
-        socket = self._context.socket(zmq.SUB)
-        socket.setsockopt(zmq.SUBSCRIBE, b"")
-        socket.curve_serverkey, socket.curve_publickey = self.curve_serverkey, self._keys.public
-        socket.curve_secretkey = self._keys.secret
-        socket.connect(f"{self._config['interface']}:{self._config[channel]}")
-        return socket
+        """Subscribe to a channel that is the keeper's own, beside ipyparallel's, and under a name of our own."""
+        news = self._context.socket(zmq.SUB)
+        for topic in ("", f"who:{self.name}"):
+            news.setsockopt_string(zmq.SUBSCRIBE, topic)
+        news.curve_serverkey, news.curve_publickey = self.curve_serverkey, self._keys.public
+        news.curve_secretkey = self._keys.secret
+        news.connect(f"{self._config['interface']}:{self._config[channel]}")
+        return news
 
-    def activate(self, targets: str | Sequence[int] = "all", suffix: str = "") -> Any:
-        """Register ipyparallel's `%px` magics, when the user asks for them; not at connect."""
-        return super().activate(targets, suffix) if self._io_thread is not None and self._ready else None
+    def _listen(self) -> None:
+        """Hear the keeper (in the client's thread)."""
+        self._presence_stream = ZMQStream(self._presence_socket, self._io_loop)
+        self._presence_stream.on_recv(self._on_beat)
 
-    _ready = False
-    log = logging.getLogger("hpcmagic")  # ipyparallel writes to it of a message with a wrong signature
-    session: Any
+    def close_presence(self) -> None:
+        """Let the keeper know that we go."""
+        closed = threading.Event()
+
+        def close() -> None:
+            self._presence_stream.close(linger=0)
+            closed.set()
+
+        self._io_loop.add_callback(close)
+        closed.wait(5)
+
+    def _on_beat(self, _message: Any) -> None:
+        self.heard_s = time.monotonic()
 
     def _setup_profile_dir(self, *_: Any) -> None:
         """Look at no profile: addresses and keys come from the session's directory."""
@@ -87,19 +123,53 @@ class SessionClient(ipyparallel.Client):
     def submit(self, message: Any, pending: Pending) -> None:
         """Send one message to the ranks that `pending` waits for."""
         frames = to_frames(message)
+        content: dict[str, Any] = {}
+        if pending.cell:
+            content = {"cell": pending.cell, "name": message.name, "ranks": pending.ranks, "client": self.name}
         for rank in pending.ranks:
             future = self._send(
-                self._mux_stream, REQUEST, {}, ident=self._engines[rank].encode(), buffers=frames,
+                self._mux_stream, REQUEST, content, ident=self._engines[rank].encode(), buffers=frames,
                 message_future_hook=lambda f, rank=rank: self._pending.update({f.msg_id: (pending, rank)}),
             )  # fmt: skip
             del future
 
-    def interrupt(self, pending: Pending) -> None:
-        """Ask the ranks that have not answered to give up this very request, and no other notebook's."""
-        for msg_id, (waiting, rank) in list(self._pending.items()):
-            if waiting is pending and rank in self._engines:
-                content, ident = {"request": msg_id}, self._engines[rank].encode()
-                self._send(self._control_stream, INTERRUPT, content, ident=ident)
+    def interrupt(self, ranks: Sequence[int], what: dict[str, str]) -> None:
+        """Ask ranks to give up one request, or one cell, and nothing else."""
+        for rank in ranks:
+            if rank in self._engines:
+                self._send(self._control_stream, INTERRUPT, what, ident=self._engines[rank].encode())
+
+    def unanswered(self, pending: Pending) -> dict[str, int]:
+        """Give the requests, with their ranks, that were not answered yet."""
+        held = list(self._pending.items())
+        return {msg_id: rank for msg_id, (waiting, rank) in held if waiting is pending and rank in self._engines}
+
+    def ask_where(self, ranks: Sequence[int]) -> dict[int, Stand]:
+        """Ask ranks where they stand; the answers come into what is returned."""
+        stands: dict[int, Stand] = {}
+        for rank in ranks:
+            if rank in self._engines:
+                answer = self._send(self._control_stream, WHERE, {}, ident=self._engines[rank].encode())
+                answer.add_done_callback(lambda f, rank=rank: stands.update({rank: Stand(**f.result()["content"])}))
+        return stands
+
+    def ask_keeper(self, verb: str) -> None:
+        """Ask the keeper for something; it answers by doing it."""
+        self._send(self._query_stream, verb, {})
+
+    def _dispatch_iopub(self, frames: Any) -> None:
+        if bytes(frames[0]) == OUTPUT.encode():  # the topic
+            self._on_output(frames)
+        else:
+            super()._dispatch_iopub(frames)
+
+    @unpack_message
+    def _on_output(self, message: Any) -> None:
+        told = message["content"]
+        for pending, _rank in list(self._pending.values()):
+            if pending.cell == told["cell"]:
+                pending.take_piece(told["rank"], told["piece"], from_frames(message["buffers"]))
+                return
 
     def _on_reply(self, message: Any) -> None:
         msg_id = message["parent_header"]["msg_id"]
@@ -119,41 +189,9 @@ class SessionClient(ipyparallel.Client):
                 pending.lose(rank)
 
 
-class Pending:
-    """Replies on their way, one a rank."""
-
-    def __init__(self, ranks: Sequence[int]) -> None:
-        self.ranks = tuple(ranks)
-        self.replies: dict[int, Reply] = {}
-        self.lost: set[int] = set()
-        self._changed = threading.Condition()
-
-    def take(self, reply: Reply) -> None:
-        """Note a reply (called in the client's thread)."""
-        with self._changed:
-            self.replies[reply.rank] = reply
-            self._changed.notify_all()
-
-    def lose(self, rank: int) -> None:
-        """Note that a rank will never answer (called in the client's thread)."""
-        with self._changed:
-            self.lost.add(rank)
-            self._changed.notify_all()
-
-    def missing(self) -> tuple[int, ...]:
-        """Ranks that have neither answered nor gone."""
-        return tuple(r for r in self.ranks if r not in self.replies and r not in self.lost)
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is missing; False when the time is up first. Ctrl-C comes through."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._changed:
-            while self.missing():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._changed.wait(left)
-        return True
+def client_name() -> str:
+    """Name this client for others to see: user, host, process, and what tells two of one process apart."""
+    return f"{getpass.getuser()}@{socket.gethostname().partition('.')[0]}:{os.getpid()}#{secrets.token_hex(3)}"
 
 
 class Control:
@@ -197,7 +235,7 @@ class Control:
             require_encrypted(getattr(client, f"_{name}_socket"))
         return cls(client)
 
-    def send(self, message: Any, ranks: Sequence[int]) -> Pending:
+    def send(self, message: Any, ranks: Sequence[int], cell: str = "") -> Pending:
         """Send a message to ranks; their replies come into what is returned.
 
         Raises
@@ -207,18 +245,52 @@ class Control:
         """
         gone = [r for r in ranks if r not in self.client._engines]  # noqa: SLF001
         if gone:
-            raise PeerLost(f"Ranks {gone} are gone.", "See `%hpc log`; `%hpc stop` ends the session.")
-        pending = Pending(ranks)
+            raise PeerLost(f"Ranks {gone} are gone.", "See `%hpc log`; `%hpc restart` starts them anew.")
+        pending = Pending(ranks, cell)
         self.client.submit(message, pending)
         return pending
 
-    def interrupt(self, pending: Pending) -> None:
-        """Ask the ranks that have not answered to raise KeyboardInterrupt."""
-        self.client.interrupt(pending)
+    def interrupt(self, cell: str, ranks: Sequence[int]) -> None:
+        """Ask ranks to raise KeyboardInterrupt in a cell, or not to begin it."""
+        self.client.interrupt(ranks, {"cell": cell})
+
+    def withdraw(self, pending: Pending) -> None:
+        """Ask the ranks that have not answered a request to give it up."""
+        for request, rank in self.client.unanswered(pending).items():
+            self.client.interrupt([rank], {"request": request})
+
+    def stands(self, ranks: Sequence[int], timeout_s: float) -> dict[int, Stand]:
+        """Ask ranks where they stand; give what was answered in time."""
+        answers = self.client.ask_where(ranks)
+        deadline = time.monotonic() + timeout_s
+        while len(answers) < len(ranks) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return dict(answers)
+
+    def runs(self, pending: Pending, stand: Stand) -> bool:
+        """Whether a rank works on this very request."""
+        return self.client.unanswered(pending).get(stand.request) == stand.rank
+
+    def ask_keeper(self, verb: str) -> None:
+        """Ask the keeper to restart the ranks, or to have them write down where they stand."""
+        self.client.ask_keeper(verb)
+
+    def silent_s(self) -> float:
+        """Give the seconds for which the keeper has not been heard."""
+        return max(0.0, time.monotonic() - self.client.heard_s)
+
+    @property
+    def name(self) -> str:
+        """The name under which others see this client."""
+        return str(self.client.name)
+
+    def engines(self) -> tuple[str, ...]:
+        """Give the identities of the engines that are connected, new ones after a restart."""
+        return tuple(self.client._engines.values())  # noqa: SLF001  # a Pending asks it alike
 
     def close(self) -> None:
         """Close all sockets; the session lives on."""
         context = self.client._context  # noqa: SLF001
-        self.client._presence_socket.close(linger=0)  # noqa: SLF001
+        self.client.close_presence()
         self.client.close(linger=0)
         context.term()

@@ -109,6 +109,12 @@ def joined(frame: Any, rest: Iterator[Any]) -> Any:
     return memoryview(b"".join(parts))
 
 
+def whole(frames: Sequence[Any]) -> list[Any]:
+    """Give the buffers of a message that was passed on unread, joined."""
+    rest = iter(frames)
+    return [joined(frame, rest) for frame in rest]
+
+
 def _is_mark(frame: Any) -> bool:
     return len(frame) == _MARK_NBYTES and bytes(frame).startswith(_MARK)
 

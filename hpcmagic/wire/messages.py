@@ -17,10 +17,15 @@ from typing import Any
 
 REQUEST = "hpcmagic_request"  # message types in ipyparallel's envelope
 REPLY = "hpcmagic_reply"
+OUTPUT = "hpcmagic_output"
 INTERRUPT = "hpcmagic_interrupt"
+WHERE = "hpcmagic_where"
+RESTART = "hpcmagic_restart"  # these two the keeper answers
+DUMP = "hpcmagic_dump"
 
 VALUE_LIMIT_NBYTES = 10_000_000  # a larger value stays on its rank and is described
 OUTPUT_LIMIT_NBYTES = 1_000_000  # a cell's output beyond this goes to the rank's log only
+DISPLAY_LIMIT_NBYTES = 50_000_000  # what a rank displays in one cell beyond this is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,12 @@ class Pull:
 class Output:
     """One piece of what a cell printed or displayed, in order."""
 
-    kind: str  # stdout | stderr | display
+    kind: str  # stdout | stderr | display | clear
     text: str = ""
     data: dict[str, Any] = field(default_factory=dict)  # a display's MIME bundle
     metadata: dict[str, Any] = field(default_factory=dict)
+    display_id: str = ""
+    update: bool = False  # of the display with that id
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +118,27 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True)
+class Stand:
+    """Where a rank's main thread stands at this moment."""
+
+    rank: int
+    request: str = ""  # the request that it works on; "" = it is idle
+    where: str = ""  # "cell 3, line 2"; "" = not in a cell's code
+    source: str = ""  # that line
+    call: str = ""  # the MPI call that it is in, e.g. "comm.Barrier()"
+    mark: str = ""  # two stands with one mark: it has not moved
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """A rank's answer to any request."""
+    """A rank's answer to any request.
+
+    `streamed` pieces of its output went ahead as messages of their own; `outputs` are the rest.
+    """
 
     rank: int
     outputs: tuple[Output, ...] = ()
+    streamed: int = 0
     has_value: bool = False  # the last statement was an expression that gave something
     value: Pickled | None = None
     described: str = ""  # of a value that stays on its rank: type, shape, size

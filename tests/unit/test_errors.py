@@ -20,6 +20,7 @@ TREE = {
     "DataError": errors.HpcMagicError,
     "CellError": errors.HpcMagicError,
     "RankError": errors.CellError,
+    "StillRunning": errors.CellError,
 }
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 TWO_LINES = [kind for kind in KINDS if kind is not errors.RankError]
@@ -27,7 +28,7 @@ TWO_LINES = [kind for kind in KINDS if kind is not errors.RankError]
 
 def test_one_tree():
     """All errors form one tree, so that `except HpcMagicError` catches whatever is ours, and nothing else."""
-    assert {kind.__name__: kind.__base__ for kind in KINDS} == TREE
+    assert {kind.__name__: kind.__bases__[0] for kind in KINDS} == TREE
 
 
 def test_tree_drawn_as_it_is():

@@ -110,7 +110,7 @@ def drawn_tree() -> dict[str, str]:
 def test_errors_drawn():
     """The tree at the top of errors.py is the tree of its classes."""
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
-    assert {c.__name__: c.__base__.__name__ for c in classes} == drawn_tree()
+    assert {c.__name__: c.__bases__[0].__name__ for c in classes} == drawn_tree()
 
 
 def test_errors_documented():

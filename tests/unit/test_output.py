@@ -151,7 +151,7 @@ def test_fold_knows_no_order_of_arrival(lines):
 def displayed(monkeypatch):
     """What is displayed, instead of printing its text."""
     shown = []
-    monkeypatch.setattr(output, "_publish", lambda data, _metadata: shown.append(data))
+    monkeypatch.setattr(output, "_publish", lambda data, *_, **__: shown.append(data))
     return shown
 
 
@@ -162,14 +162,14 @@ def test_show_in_order(capsys, displayed):
         Output("display", data={"text/plain": "figure"}),
         Output("stdout", "after\n"),
     )
-    show([Reply(0, outputs), Reply(1, outputs)], labels=True)
+    show({0: outputs, 1: outputs}, labels=True)
     assert capsys.readouterr().out == "[0-1] before\n[0-1]\n[0-1] after\n"
     assert displayed == [{"text/plain": "figure"}]
 
 
 def test_show_streams_apart(capsys):
     """What ranks wrote to stderr arrives on stderr."""
-    show([Reply(0, (Output("stdout", "out\n"), Output("stderr", "err\n")))], labels=False)
+    show({0: (Output("stdout", "out\n"), Output("stderr", "err\n"))}, labels=False)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("out\n", "err\n")
 
@@ -177,16 +177,16 @@ def test_show_streams_apart(capsys):
 def test_displays_with_their_ranks(capsys, displayed):
     """Equal displays are shown once with all their ranks, others each with its own."""
     same, other = {"text/plain": "same"}, {"text/plain": "other"}
-    replies = [Reply(rank, (Output("display", data=other if rank == 1 else same),)) for rank in range(3)]
-    show(replies, labels=True)
+    shown = {rank: (Output("display", data=other if rank == 1 else same),) for rank in range(3)}
+    show(shown, labels=True)
     assert capsys.readouterr().out == "[0,2]\n[1]\n"
     assert displayed == [same, other]
 
 
 def test_show_nothing(capsys):
     """A cell that says nothing shows nothing."""
-    show([Reply(0), Reply(1)], labels=True)
-    show([], labels=True)
+    show({0: (), 1: ()}, labels=True)
+    show({}, labels=True)
     assert capsys.readouterr() == ("", "")
 
 

@@ -140,7 +140,7 @@ def test_write_replaces(session):
     session.write(session.state, "a long first text\n")
     session.write(session.state, "second\n")
     assert session.state.read_text() == "second\n"
-    assert sorted(p.name for p in session.path.iterdir()) == ["ranks", "state.json"]
+    assert sorted(p.name for p in session.path.iterdir()) == ["cells", "ranks", "state.json"]
 
 
 def test_reader_never_sees_a_half(session, monkeypatch):
@@ -207,7 +207,7 @@ def test_disk_full_while_writing(session, monkeypatch):
         with pytest.raises(LaunchError, match="No space left"):
             session.write(session.state, "new" * 10_000)
     assert session.state.read_text() == "old"
-    assert sorted(p.name for p in session.path.iterdir()) == ["ranks", "state.json"]
+    assert sorted(p.name for p in session.path.iterdir()) == ["cells", "ranks", "state.json"]
 
 
 def test_disk_full_while_renaming(session, monkeypatch):
@@ -219,7 +219,7 @@ def test_disk_full_while_renaming(session, monkeypatch):
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(LaunchError):
         session.write(session.key("client"), "secret")
-    assert [p.name for p in session.path.iterdir()] == ["ranks"]
+    assert sorted(p.name for p in session.path.iterdir()) == ["cells", "ranks"]
 
 
 def test_disk_full_at_create(tmp_path, monkeypatch):

@@ -5,7 +5,9 @@ from two_lines import two_lines
 
 from hpcmagic.errors import CellError
 from hpcmagic.launch.base import JobState
-from hpcmagic.notebook.session import check_syntax, status_of, tail
+from hpcmagic.notebook.causes import tail
+from hpcmagic.notebook.status import status_of
+from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import KeeperState
 from hpcmagic.wire.messages import RunCell
 

@@ -1,0 +1,34 @@
+"""What a notebook should hear of its session, once: who else is connected, and what the keeper warns of."""
+
+from __future__ import annotations
+
+from hpcmagic.notebook import output
+from hpcmagic.rendezvous import KeeperState
+
+
+class News:
+    """Remembers what was said, and says what is new."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self._others: tuple[str, ...] = ()
+        self._warning = ""
+
+    def tell(self, keeper: KeeperState, own: str) -> None:
+        """Say what has changed since the last time.
+
+        Parameters
+        ----------
+        keeper
+            The keeper's word.
+        own
+            The name of this very client.
+        """
+        others = tuple(name.partition("#")[0] for name in keeper.clients if name != own)
+        if others != self._others:
+            here = f"also connected: {', '.join(others)}" if others else "nobody else is connected any more"
+            self._others = others
+            output.quiet(f"Session {self.session}: {here}")
+        if keeper.warning and keeper.warning != self._warning:
+            output.quiet(f"Session {self.session}: {keeper.warning}.")
+        self._warning = keeper.warning

@@ -1,0 +1,75 @@
+"""What belongs to no session any more: processes here, jobs in the queue; listed, and ended when asked to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcmagic.errors import LaunchError
+from hpcmagic.launch import slurm
+from hpcmagic.notebook.found import all_found, everywhere
+from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
+
+OURS = ("hpcmagic.keeper", "hpcmagic.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something that nothing of ours knows of."""
+
+    what: str
+    end: Callable[[], None]
+
+
+def orphans() -> list[Orphan]:
+    """Find what belongs to no session: our processes here without a directory, our jobs without a session."""
+    return [*_processes(), *_jobs()]
+
+
+def _processes() -> list[Orphan]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.uids().real != os.getuid():
+                continue
+            argv = process.cmdline()
+            if argv[1:2] == ["-m"] and argv[2:3] and argv[2] in OURS and not _has_session(Path(argv[3]), process.pid):
+                what = f"process {process.pid} here: {argv[2]} of {argv[3]}"
+                found.append(Orphan(what, process.kill))
+    return found
+
+
+def _has_session(path: Path, pid: int) -> bool:
+    """Whether a process's session is there, and not over."""
+    directory = SessionDirectory(path)
+    try:
+        keeper = directory.read_record(directory.state, KeeperState)
+        request = directory.read_record(directory.request, Request)
+    except OSError:
+        return False
+    if request is None:
+        return False
+    return keeper is None or keeper.phase != "ended" or keeper.keeper_pid == pid
+
+
+def _jobs() -> list[Orphan]:
+    if not slurm.answers():
+        return []
+    places = everywhere()
+    known = {found.job.job_id for place in places for found in all_found(place) if found.job is not None}
+    try:
+        answer = slurm.run(["squeue", "--noheader", "--me", "--name=hpcmagic", "--format=%i|%T|%M"])
+    except LaunchError:
+        return []
+    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
+    launcher = slurm.SlurmLauncher()
+    return [
+        Orphan(f"job {job}, {word.lower()}, for {elapsed}", lambda job=job: launcher.cancel(job))  # type: ignore[misc]
+        for job, word, elapsed in rows
+        if job not in known
+    ]

@@ -1,0 +1,60 @@
+"""How a session stands: the keeper's word and the batch system's, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcmagic.launch.base import JobState
+from hpcmagic.rendezvous import JobRecord, KeeperState, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a session stands.
+
+    Attributes
+    ----------
+    state
+        ``pending``, ``starting``, ``ready`` or ``ended``.
+    reason
+        Why it waits or how it ended, in words.
+    left_s
+        Seconds until the walltime; None where there is none.
+    cost
+        None until sessions are metered.
+    """
+
+    session: str
+    state: str
+    launcher: str
+    job_id: str
+    reason: str
+    nodes: tuple[str, ...]
+    ranks: int
+    elapsed_s: float
+    left_s: float | None
+    cost: None = None
+
+
+def status_of(
+    request: Request,
+    job: JobRecord,
+    keeper: KeeperState | None,
+    seen: JobState,
+    *,
+    elapsed_s: float,
+    left_s: float | None,
+) -> Status:
+    """Put the keeper's and the batch system's words together."""
+    phase = keeper.phase if keeper is not None else "starting" if seen.phase == "running" else "pending"
+    cause = keeper.cause if keeper is not None else ""
+    if seen.phase == "ended" and phase != "ended":
+        phase, cause = "ended", seen.meaning or seen.word
+    elif seen.phase == "pending":
+        phase, cause = "pending", " – ".join(filter(None, (seen.reason, seen.meaning)))
+    nodes = tuple(dict.fromkeys(keeper.nodes)) if keeper is not None and phase != "pending" else ()
+    if phase == "ended":
+        left_s = None
+    return Status(
+        request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
+    )

@@ -1,0 +1,205 @@
+"""The verbs of `%hpc`: parse what stands behind, call one method, show the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hpcmagic.errors import ProfileError
+from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook.causes import tail, whole_story
+from hpcmagic.notebook.found import find_anywhere, find_ended, sessions, stop_found
+from hpcmagic.notebook.handles import Cell
+from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
+from hpcmagic.notebook.orphans import orphans
+from hpcmagic.notebook.session import Session
+from hpcmagic.notebook.status import Status
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.magics import HpcMagics
+
+JUST_MADE_S = 60.0
+HPC = """\
+%hpc                      every session of yours: job, state, reason, nodes, ranks, time left
+%hpc status               the same
+%hpc start [options]      start this notebook's session; the options are those of %%remote
+%hpc stop [NAME]          end a session: its job is cancelled, its variables are lost
+%hpc stop --orphans       end what %hpc lists as belonging to no session
+%hpc restart              new engine processes in the same job: no second wait, variables are lost
+%hpc attach NAME          come back to a session: variables, running cells, finished results
+%hpc cells                every cell of the session: state and source
+%hpc cancel [CELL]        interrupt a cell, by its number in %hpc cells or the name of its handle
+%hpc log [RANK]           the last lines of the job's log, or of one rank's
+%hpc why                  the whole of the last error: full tracebacks, or how the session ended"""
+
+
+def status(_magics: HpcMagics, _rest: str) -> None:
+    """Show every session, and what belongs to none."""
+    print(table(sessions()))
+    left = orphans()
+    if left:
+        print("\nBelonging to no session that your profiles know (`%hpc stop --orphans` ends them):")
+        for one in left:
+            print(f"  {one.what}")
+
+
+def start_session(magics: HpcMagics, rest: str) -> None:
+    """Start this notebook's session without a cell."""
+    parser = OptionParser("%hpc start", "Start this notebook's session.")
+    add_resources(parser)
+    try:
+        options, extra = magics.parsed(parser, rest)
+    except HelpAsked as help_text:
+        print(help_text)
+        return
+    if extra:
+        raise ProfileError(f"%hpc start does not take {extra!r}.", "`%hpc start -h` shows the options.")
+    if options.dry_run:
+        print(start.dry_run(options.session or magics.session_name, **chosen_resources(options)), end="")
+        return
+    magics.ensure(options, None)
+
+
+def stop(magics: HpcMagics, rest: str) -> None:
+    """End a session, or what belongs to none."""
+    if rest == "--orphans":
+        left = orphans()
+        for one in left:
+            one.end()
+            print(f"Ended: {one.what}")
+        if not left:
+            print("There is nothing that belongs to no session.")
+        return
+    name = _name(magics, rest)
+    held, found = magics.held.pop(name, None), find_anywhere(name)
+    if held is not None:
+        held.stop()
+    elif found is not None and found.half and found.directory.age_s() < JUST_MADE_S:
+        raise ProfileError(f"Session {name} is just being started.", "Try again in a moment.")
+    elif found is not None:
+        stop_found(found)
+    else:
+        raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+    print(f"Session {name} stopped; its variables are gone.")
+
+
+def restart(magics: HpcMagics, rest: str) -> None:
+    """Start new ranks in the same job."""
+    _nothing("restart", rest)
+    here(magics).restart()
+
+
+def attach(magics: HpcMagics, rest: str) -> None:
+    """Come back to a session."""
+    name = _name(magics, rest)
+    session = magics.held.get(name)
+    if session is None or session.ended:
+        session = magics.held[name] = start.attach(name)
+    magics.session_name = session.name
+    if len(session.cells):
+        print(session.cells)
+    for cell in session.cells:
+        if not cell.done():
+            cell._ipython_display_()  # IPython's own protocol
+
+
+def cells(magics: HpcMagics, rest: str) -> None:
+    """Show every cell of the session."""
+    _nothing("cells", rest)
+    print(here(magics).cells)
+
+
+def cancel(magics: HpcMagics, rest: str) -> None:
+    """Interrupt a cell."""
+    named = magics.shell.user_ns.get(rest)
+    if isinstance(named, Cell):
+        cell = named
+    else:
+        running = [one for one in here(magics).cells if not one.done()]
+        listed = here(magics).cells
+        if not rest and len(running) == 1:
+            cell = running[0]
+        elif rest.isdigit() and int(rest) < len(listed):
+            cell = listed[int(rest)]
+        else:
+            said = f"no cell {rest!r}" if rest else f"{len(running)} cells that run"
+            raise ProfileError(f"There is {said}.", "Give a number of `%hpc cells`, or the name of a handle.")
+    print(f"{cell.name}: {'interrupted' if cell.cancel() else f'was over ({cell.state})'}.")
+
+
+def log(magics: HpcMagics, rest: str) -> None:
+    """Show the end of a log."""
+    if rest and not rest.isdigit():
+        raise ProfileError(f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's.")
+    name = _name(magics, "")
+    found = magics.held.get(name) or find_anywhere(name) or find_ended(name)
+    if found is None:
+        raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+    path = found.directory.rank_log(int(rest)) if rest else found.directory.log
+    print(tail(path, 40) or f"{path.name} is empty.")
+
+
+def why(magics: HpcMagics, rest: str) -> None:
+    """Show the whole of the last error."""
+    _nothing("why", rest)
+    name = _name(magics, "")
+    held = magics.held.get(name)
+    if held is not None:
+        print(held.why())
+        return
+    past = find_anywhere(name) or find_ended(name)
+    if past is None:
+        print("No error yet: this notebook has no session.")
+    else:
+        print(whole_story(name, past.ended() or "it was stopped", past.directory))
+
+
+VERBS: dict[str, Callable[[HpcMagics, str], None]] = {
+    "": status, "status": status, "start": start_session, "stop": stop, "restart": restart, "attach": attach,
+    "cells": cells, "cancel": cancel, "log": log, "why": why,
+}  # fmt: skip
+
+
+def here(magics: HpcMagics) -> Session:
+    """Give this notebook's session; start none.
+
+    Raises
+    ------
+    ProfileError
+        It has none.
+    """
+    name = _name(magics, "")
+    session = magics.held.get(name)
+    if session is None and find_anywhere(name) is not None:
+        session = magics.held[name] = start.attach(name)
+        magics.session_name = name
+    if session is None:
+        raise ProfileError(
+            "This notebook has no session.", "`%hpc attach NAME` takes one of those that `%hpc` lists."
+        )
+    return session
+
+
+def _name(magics: HpcMagics, rest: str) -> str:
+    return rest or magics.session_name or frontend.session_name()[0]
+
+
+def _nothing(verb: str, rest: str) -> None:
+    if rest:
+        raise ProfileError(f"%hpc {verb} does not take {rest!r}.", "`%hpc -h` shows the verbs.")
+
+
+def table(rows: list[Status]) -> str:
+    """Write sessions as a table."""
+    if not rows:
+        return "No sessions. `%%remote --nodes 4` starts one."
+    heads = ("session", "state", "job", "nodes", "ranks", "runs", "left", "why")
+    lines = [heads]
+    for s in rows:
+        left = output.clock(s.left_s) if s.left_s is not None else "–"
+        job = s.job_id if s.launcher == "slurm" else "this machine"
+        nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
+        runs = output.clock(int(s.elapsed_s))
+        lines.append((s.session, s.state, job, nodes, str(s.ranks), runs, left, s.reason or ""))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
