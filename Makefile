@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench packages
+.PHONY: help demo test faults lint bench packages
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -22,6 +22,9 @@ test: packages $(VENV)/.has-test ## lint, then every test; as root with a real S
 	@failed=; $(MAKE) --no-print-directory lint || failed=1; \
 	$(BIN)/python -m pytest tests || failed=1; \
 	[ -z "$$failed" ]
+
+faults: packages $(VENV)/.has-test ## the faults that take minutes to come about: a walltime, a network cut, a lost node
+	$(BIN)/python -m pytest tests -m minutes --timeout 900
 
 lint: $(VENV)/.has-test ## style, format, types, and the laws of imports
 	$(BIN)/ruff check .

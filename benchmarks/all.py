@@ -13,7 +13,7 @@ from pathlib import Path
 
 import measure
 
-LOCAL = ("start_local", "empty_cell", "resident")
+LOCAL = ("start_local", "empty_cell", "resident", "streamed", "attach", "restart", "journal_memory")
 SLURM = ("start_slurm",)
 
 

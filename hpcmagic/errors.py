@@ -73,7 +73,7 @@ class DataError(HpcMagicError):
 
 
 class CellError(HpcMagicError):
-    """The cell's own code is at fault; no rank was bothered."""
+    """The cell itself: its code, or how it goes on the ranks."""
 
 
 class RankError(CellError):

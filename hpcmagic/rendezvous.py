@@ -10,7 +10,7 @@
     state.json                  the keeper's word on how things stand      (keeper writes)
     job.log                     what the keeper and srun say
     ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
-    ranks/where-0.txt …         where a rank stood when the keeper asked (SIGUSR2)
+    ranks/where-0.txt …         where a rank stood when the keeper asked (SIGURG)
     cells/000017~9f3ab2 …       every cell: source, output, replies (wire/history.py)
 """
 
@@ -73,6 +73,7 @@ class JobRecord:
     launcher: str
     job_id: str
     submitted: float  # seconds since the epoch, for people to read
+    host: str = ""  # where it was submitted; a local session lives on this machine only
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class SessionDirectory:
         return self.ranks / f"rank-{rank}.log"
 
     def where(self, rank: int) -> Path:
-        """Give the file that a rank writes its stack to when it gets a SIGUSR2."""
+        """Give the file that a rank writes its stack to when it gets a SIGURG."""
         return self.ranks / f"where-{rank}.txt"
 
     @classmethod
@@ -213,6 +214,11 @@ class SessionDirectory:
         paths = shelf.glob(f"{name}~*") if shelf.is_dir() else ()
         found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{re.escape(name)}~(\d+)", p.name))}
         return cls(found[max(found)]) if found else None
+
+    def where_it_is(self) -> Self:
+        """Give it where it was put aside, if it was: cells and log are read on."""
+        aside = None if self.path.exists() else self.latest_ended(self.path.parent, self.path.name)
+        return aside or self
 
     def put_aside(self) -> None:
         """Move an ended session's directory away, so that its name is free and its log readable."""

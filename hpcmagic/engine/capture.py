@@ -10,6 +10,7 @@ Outside of our cells (`s.client[:].execute(...)`) every part behaves as in a sto
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import threading
@@ -48,6 +49,7 @@ class Capture:
         self.value: Any = None
         self.has_value = False
         self._c_begins = log.size()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end in half a character
         self._lock = threading.RLock()
 
     def write(self, kind: str, text: str) -> None:
@@ -55,15 +57,19 @@ class Capture:
         if not text.isascii():  # a file's name may hold what is no text: it could not travel
             text = text.encode(errors="backslashreplace").decode()
         with self._lock:
-            self.nbytes += len(text)
-            if self.nbytes <= OUTPUT_LIMIT_NBYTES:
-                self.outputs.append(Output(kind, text))
-                return
-            if not self.overflowed:
+            if self.nbytes + len(text) > OUTPUT_LIMIT_NBYTES and not self.overflowed:
                 self._take_c_output()
-                self.overflowed = True
-                self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"))
-            self._into_log(text)
+                self._overflow()
+            if self.overflowed:
+                self._into_log(text)
+            else:
+                self.nbytes += len(text)
+                self.outputs.append(Output(kind, text))
+
+    def _overflow(self) -> None:
+        if not self.overflowed:
+            self.overflowed = True
+            self.outputs.append(Output("stderr", "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"))
 
     def _into_log(self, text: str) -> None:
         if self.lost:
@@ -87,12 +93,13 @@ class Capture:
     def clear(self, *, wait: bool) -> None:
         """Forget what has been put out; what was given away is cleared where it is shown."""
         with self._lock:
+            self._take_c_output()
             self.outputs[:] = [Output("clear", "wait" if wait else "")]
 
     def take(self, *, at_end: bool = False) -> tuple[Output, ...]:
         """Give away what there is, neighbouring texts of one stream joined."""
         with self._lock:
-            self._take_c_output()
+            self._take_c_output(at_end=at_end)
             outputs, self.outputs = self.outputs, []
             if outputs and not at_end:
                 self.streamed += 1
@@ -102,14 +109,17 @@ class Capture:
             joined += [Output(kind, "".join(p.text for p in pieces))] if kind in ("stdout", "stderr") else pieces
         return tuple(joined)
 
-    def _take_c_output(self) -> None:
+    def _take_c_output(self, *, at_end: bool = False) -> None:
         """Read back what C code and child processes have written into the rank's log."""
-        end = self.log.size()
-        grown = end - self._c_begins
-        if grown > 0 and not self.overflowed:  # else that, too, is in the log already
-            text = self.log.read(self._c_begins, min(grown, OUTPUT_LIMIT_NBYTES)).decode(errors="replace")
-            self._c_begins = end
+        if self.overflowed:  # that, too, is in the log already
+            return
+        begin, self._c_begins = self._c_begins, max(self._c_begins, self.log.size())
+        grown, room = self._c_begins - begin, OUTPUT_LIMIT_NBYTES - self.nbytes
+        text = self._decoder.decode(self.log.read(begin, min(grown, room)), at_end)
+        if text:
             self.write("stdout", text)
+        if grown > room:
+            self._overflow()
 
 
 def _size(data: dict[str, Any]) -> int:

@@ -26,7 +26,7 @@ MEMBERS = 4  # of an exception group, in its text
 
 def raised_by(error: BaseException) -> Raised:
     """Give an exception as data."""
-    entries = traceback.extract_tb(error.__traceback__)
+    entries = list(_down_to_ours(traceback.extract_tb(error.__traceback__)))
     own = [entry for entry in entries if _is_users(entry.filename)]
     frames = list(_folded(_frame(entry) for entry in own))
     last = entries[-1] if entries else None
@@ -78,9 +78,7 @@ def _mpi_call(frame: Any) -> str:
     if not isinstance(call, ast.Call):
         return ""
     callee = _resolved(call.func, frame)
-    module = getattr(type(getattr(callee, "__self__", None)), "__module__", "") or ""
-    home = getattr(callee, "__module__", "") or ""
-    return source if any(str(name).startswith("mpi4py") for name in (module, home)) else ""
+    return source if _is_mpis(callee) or _is_mpis(_plain(callee, "__self__")) else ""
 
 
 def _resolved(node: ast.AST, frame: Any) -> Any:
@@ -95,9 +93,32 @@ def _resolved(node: ast.AST, frame: Any) -> Any:
     owner = _resolved(node.value, frame)
     if owner is None:
         return None
-    if str(type(owner).__module__).startswith("mpi4py"):
+    if _is_mpis(owner):
         return getattr(owner, node.attr, None)
-    return getattr(owner, "__dict__", {}).get(node.attr)  # of modules and of plain objects
+    return (_plain(owner, "__dict__") or {}).get(node.attr)  # of modules and of plain objects
+
+
+def _is_mpis(thing: Any) -> bool:
+    """Whether mpi4py has made this object, or this class."""
+    return any(str(home).startswith("mpi4py") for home in (type(thing).__module__, _plain(thing, "__module__")))
+
+
+def _plain(thing: Any, name: str) -> Any:
+    """Give an attribute, past what a class of the user's would do about it."""
+    try:
+        return object.__getattribute__(thing, name)
+    except AttributeError:
+        return None
+
+
+def _down_to_ours(entries: Iterable[traceback.FrameSummary]) -> Iterable[traceback.FrameSummary]:
+    """Give frames up to where the user's code calls ours, as `print` does: what is below is no concern of his."""
+    seen = False
+    for entry in entries:
+        seen = seen or _is_users(entry.filename)
+        if seen and entry.filename.startswith(PACKAGE):
+            return
+        yield entry
 
 
 def _text(error: BaseException) -> str:

@@ -108,7 +108,7 @@ class Journal:
             if self.nbytes <= self.limit_nbytes:
                 break
             self._drop(cell)
-        for cell in finished[: len(self._cells) - LIMIT_CELLS]:
+        for cell in finished[: max(0, len(self._cells) - LIMIT_CELLS)]:
             noted = self._cells.pop(cell)
             self.nbytes -= noted.nbytes
             noted.path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from hpcmagic.keeper.remains import remove_remains
 from hpcmagic.rendezvous import Request, SessionDirectory
 
 GRACE_S = 5.0
@@ -112,12 +113,14 @@ class Ranks:
         return next((s for p in self.processes if (s := p.poll()) is not None), None)
 
     def who_ended(self) -> str:
-        """Name the rank that ended first, where each rank is a process of ours."""
+        """Name the rank that ended first, where each rank is a process of ours, else what had started them."""
         ended = [rank for rank, process in enumerate(self.processes) if process.poll() is not None]
-        return f"rank {ended[0]} " if self.starter.name == "processes" and ended else ""
+        return (
+            f"rank {ended[0]} " if self.starter.name == "processes" and ended else f"{self.starter.name.split()[0]}: "
+        )
 
     def end(self) -> None:
-        """End all ranks: first kindly, then not."""
+        """End all ranks: first kindly, then not; what a killed mpiexec has left is removed."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if sign == signal.SIGKILL and self.starter.name.startswith("srun"):
                 self._kill_step()  # a killed srun would leave its ranks behind
@@ -130,7 +133,9 @@ class Ranks:
                 except subprocess.TimeoutExpired:
                     continue
             if self.ended_all():
-                return
+                break
+        for process in self.processes:
+            remove_remains(process.pid)
 
     def ended_all(self) -> bool:
         """Whether no process is left."""
@@ -184,17 +189,22 @@ def _engines_below(pids: Iterable[int]) -> list[int]:
 
 def first_cause(said: str) -> str:
     """Find in what srun or mpiexec said which rank ended first, and how; nothing if they do not say."""
-    for pattern in CAUSES:
+    for pattern, words in CAUSES:
         match = re.search(pattern, said)
         if match:
-            return "rank {rank} {how}".format_map({k: " ".join(v.split()) for k, v in match.groupdict().items()})
+            return words.format_map({k: " ".join(v.split()) for k, v in match.groupdict().items()})
     return ""
 
 
-CAUSES = (
-    r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>[^\n]+)",
-    r"process rank (?P<rank>\d+) with PID \d+ on\s+node\s+\S+ (?P<how>exited on signal \d+ \([^)]*\))",
-    r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+(?P<how>Exit code:\s+\d+)",
+RANK = "rank {rank} {how}"
+MEMORY = "{node} ran out of the memory that the job asked for (`--mem`)"
+CAUSES = (  # the first that is found; memory before the ranks that SLURM kills for it
+    (r"slurmstepd-(?P<node>\S+): error: .*(?:exceeded \S* ?memory limit|oom[-_]kill)", MEMORY),
+    (r"srun: error: (?P<node>\S+): tasks? [\d,-]+: Out Of Memory", MEMORY),
+    (r"srun: error: Node failure on (?P<node>\S+)", "node {node} failed"),
+    (r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>[^\n]+)", RANK),
+    (r"process rank (?P<rank>\d+) with PID \d+ on\s+node\s+\S+ (?P<how>exited on signal \d+ \([^)]*\))", RANK),
+    (r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+(?P<how>Exit code:\s+\d+)", RANK),
 )
 
 
@@ -223,6 +233,7 @@ LOCAL_MPI = {  # Open MPI 4 and 5: more ranks than cores, also as root (a contai
     "OMPI_MCA_plm_rsh_agent": "/bin/false",
     "OMPI_MCA_oob_tcp_if_include": "lo",
     "OMPI_MCA_btl": "self,vader",
+    "OMPI_MCA_odls_base_sigkill_timeout": "0",  # told to end, mpiexec would sleep for a second
     "OMPI_MCA_pml": "ob1",  # on one host; looking for a fabric would take a while
     "PRTE_ALLOW_RUN_AS_ROOT": "1",
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

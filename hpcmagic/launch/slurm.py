@@ -7,8 +7,10 @@ squeue, scontrol, sacct ─► JobState
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
 
 COMMAND_TIMEOUT_S = 30.0
+WARN_S = 90  # so long before the walltime SLURM tells the keeper; it may come a minute early
 NO_SUCH_DIRECTORY = 66  # exit status of the job's script when the node does not see the session's directory
 
 
@@ -108,6 +111,7 @@ class SlurmLauncher:
             *(f"#SBATCH {option}" for option in self._options(resources, site.options)),
             "unset SLURM_EXPORT_ENV  # with it srun would pass on nothing",
             f"[ -d {shlex.quote(directory)} ] || exit {NO_SUCH_DIRECTORY}",
+            "trap '' USR1  # until the keeper listens: it would end this shell",
             f"umask 077; exec >>{shlex.quote(str(spec.directory.log))} 2>&1",
             *site.prologue,
             *resources.prologue,
@@ -144,9 +148,13 @@ class SlurmLauncher:
     def _from_scontrol(self, job_id: str, seen: JobState) -> JobState:
         """Add how a job ended that the controller still remembers: accounting may lag behind."""
         said = run(["scontrol", "-o", "show", "job", job_id]).stdout
-        status = re.search(r"\bExitCode=(\d+):", said)
-        code = int(status.group(1)) if status else None
-        return replace(seen, reason=seen.word, meaning=_meaning(seen.word, code), exit_status=code)
+        status = re.search(r"\bExitCode=(\d+:\d+)", said)
+        if seen.word in ("CANCELLED", "COMPLETING"):  # by whom, or how it ends, only accounting says
+            accounted = self._from_sacct(job_id)
+            if accounted.phase == "ended" and accounted.word != "GONE":
+                return accounted
+        word = "TIMEOUT" if seen.word == "COMPLETING" and "Reason=TimeLimit" in said else seen.word
+        return _ended(replace(seen, word=word), status.group(1) if status else "")
 
     def _from_sacct(self, job_id: str) -> JobState:
         answer = run(["sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode,ElapsedRaw,NodeList"])
@@ -156,10 +164,11 @@ class SlurmLauncher:
         word, status, elapsed, nodes = line.splitlines()[-1].split("|")
         if word.split()[0] in ("PENDING", "RUNNING", "REQUEUED"):
             return JobState("unknown", word, meaning="left the queue a moment ago")
-        code = int(status.partition(":")[0])
-        word = word.split()[0]
-        meaning = _meaning(word, code)
-        return JobState("ended", word, word, meaning, nodes=nodes, elapsed_s=float(elapsed or 0), exit_status=code)
+        word, _, who = word.partition(" by ")
+        seen = _ended(JobState("ended", word.split()[0], nodes=nodes, elapsed_s=float(elapsed or 0)), status)
+        if seen.word == "CANCELLED" and who.isdigit():
+            return replace(seen, meaning=f"it was cancelled by {_user(int(who))}")
+        return seen
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job; scancel is silent about one that has ended."""
@@ -184,7 +193,10 @@ class SlurmLauncher:
             "--output": "/dev/null",
             "--export": ",".join(exported(resources)) or "NIL",
         }
-        return [*site, *(f"{name}={value}" for name, value in decided.items() if value), "--no-requeue"]
+        ours = [f"{name}={value}" for name, value in decided.items() if value]
+        if not any(option.partition("=")[0] == "--signal" for option in site):
+            ours.append(f"--signal=B:USR1@{WARN_S}")  # the keeper warns whoever is connected
+        return [*site, *ours, "--no-requeue"]
 
 
 def default_time(partition: str) -> tuple[str, str]:
@@ -220,9 +232,19 @@ def _phase(word: str) -> Phase:
     return "running" if word in ("RUNNING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT") else "ended"
 
 
-def _meaning(word: str, code: int | None) -> str:
+def _ended(seen: JobState, status: str) -> JobState:
+    """Add what a job's end means; its status is SLURM's pair of exit code and signal."""
+    code, _, sign = status.partition(":")
+    exit_status = int(code) if code else None
+    return replace(seen, reason=seen.word, meaning=_meaning(seen.word, exit_status, sign), exit_status=exit_status)
+
+
+def _meaning(word: str, code: int | None, sign: str) -> str:
     if code == NO_SUCH_DIRECTORY:
         return "the nodes do not see the session's directory"
+    if word == "FAILED" and sign.isdigit() and int(sign):
+        known = int(sign) in set(signal.Signals)
+        return f"its keeper was killed by {signal.Signals(int(sign)).name if known else f'signal {sign}'}"
     return {
         "TIMEOUT": "its walltime was reached",
         "CANCELLED": "it was cancelled",
@@ -230,6 +252,17 @@ def _meaning(word: str, code: int | None) -> str:
         "OUT_OF_MEMORY": "it used more memory than it asked for",
         "FAILED": f"it ended with exit status {code}" if code is not None else "",
     }.get(word, "")
+
+
+def _user(uid: int) -> str:
+    """Name who cancelled a job, as its owner sees it."""
+    if uid == os.getuid():
+        return "you, with scancel or in another notebook"
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"user {uid}"
+    return f"{name}, an administrator"
 
 
 def seconds(text: str) -> float | None:

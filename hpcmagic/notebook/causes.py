@@ -12,6 +12,7 @@ from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState, Request, Ses
 LOG_LINES = 12
 SETTLE_S = 4.0  # how long the batch system may take to know how a job has ended
 ASK_AGAIN_S = 0.5
+SLURMS_ENDS = ("TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE")
 
 
 def cause_of_end(keeper: KeeperState, launcher: Launcher, job: JobRecord | None) -> str:
@@ -24,12 +25,12 @@ def cause_of_end(keeper: KeeperState, launcher: Launcher, job: JobRecord | None)
         return "it was stopped"
     if job is None or job.launcher == "local" or not _may_be_slurms(keeper.cause):
         return keeper.cause
-    seen = settled(launcher, job)
-    return (
-        _by(seen)
-        if seen.word in ("TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
-        else keeper.cause
-    )
+    return as_seen(keeper.cause, settled(launcher, job))
+
+
+def as_seen(cause: str, seen: JobState) -> str:
+    """Give the keeper's cause, or the batch system's where that knows better."""
+    return _by(seen) if _may_be_slurms(cause) and seen.word in SLURMS_ENDS else cause
 
 
 def _may_be_slurms(cause: str) -> bool:
@@ -41,7 +42,7 @@ def settled(launcher: Launcher, job: JobRecord) -> JobState:
     deadline = time.monotonic() + SETTLE_S
     while True:
         seen = launcher.state(job.job_id)
-        if (seen.phase == "ended" and seen.word != "GONE") or time.monotonic() >= deadline:
+        if (seen.phase == "ended" and seen.word not in ("GONE", "COMPLETING")) or time.monotonic() >= deadline:
             return seen
         time.sleep(ASK_AGAIN_S)
 

@@ -29,7 +29,7 @@ SHOW_S = 0.1  # how often output that waits for other ranks is looked at
 ANSWER_S = 0.8  # how long ranks may take to say where they stand
 STUCK_LOOKS = 3  # so often in the same MPI call, while another rank has raised: it waits for ever
 STANDS_S = 5.0  # how often the status line says where slow ranks stand
-FEW_RANKS = 64  # where ranks stand is asked of no more than so many
+FEW_RANKS = 64  # where ranks stand is asked of about so many
 STOP_S = 3.0  # after an interrupt: ranks that have not stopped by then are named
 SILENT_S = 10.0  # the keeper beats every two
 LAST_PIECES_S = 3.0  # how long output that went ahead may come after the reply
@@ -51,6 +51,8 @@ class Following:
         self.hint = "Ctrl-C interrupts"
         self.stands: dict[int, Stand] = {}
         self.stuck_looks = 0
+        self._written: set[int] = set()  # ranks whose replies the journal has
+        self._journal_at_s = self.began_s + ASK_S
         self._look_at_s = self.began_s + LOOK_S
         self._stands_at_s = self.began_s + STANDS_S
 
@@ -83,6 +85,7 @@ class Following:
                 self._look_at_s = now + LOOK_S
                 self.session.look(now)
                 self._require_progress(now)
+                self._mind_the_journal(now)
                 self.line.update(self._line(now))
             if self.deadline_s is not None and now >= self.deadline_s:
                 self._late()
@@ -143,20 +146,29 @@ class Following:
             return
         self._stands_at_s = now + STANDS_S
         before, self.stands = self.stands, self._where(missing)
-        if not raised or len(missing) > len(self.stands):
+        if not raised or len(_sample(missing)) > len(self.stands):
             return
         same = [r for r, s in self.stands.items() if s.call and r in before and before[r].mark == s.mark]
-        self.stuck_looks = self.stuck_looks + 1 if len(same) == len(missing) else 0
+        self.stuck_looks = self.stuck_looks + 1 if len(same) == len(self.stands) else 0
         if self.stuck_looks >= STUCK_LOOKS - 1:
             self.cell.drain()
             raise self._stuck_error(self.stands)
 
+    def _mind_the_journal(self, now: float) -> None:
+        """Take replies from the journal that should have come long ago: the wire was cut in between."""
+        if now < self._journal_at_s:
+            return
+        self._journal_at_s = now + ASK_S
+        before, self._written = self._written, self.cell.written_replies()
+        if before & self._written & set(self.pending.missing()):
+            self.cell.catch_up()
+
     def _where(self, ranks: Sequence[int]) -> dict[int, Stand]:
-        return self.session.control_path().stands(ranks[:FEW_RANKS], ANSWER_S)
+        return self.session.control_path().stands(_sample(ranks), ANSWER_S)
 
     def _stuck_error(self, stands: Mapping[int, Stand]) -> RankError:
         self.session.behind[self.cell.id] = self.cell
-        waiting = {rank: f"{stand.call}, {stand.where}" for rank, stand in stands.items()}
+        waiting = {rank: f"{stands[rank].call}, {stands[rank].where}" for rank in sorted(stands)}
         self.session.stuck[self.cell.id] = waiting
         error = output.rank_error(
             list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
@@ -166,7 +178,7 @@ class Following:
             f"{capital(standing(stands.values()))}: for ever.\n"
             "→ `%hpc restart` gives new ranks in the same job; their variables are lost."
         )
-        return RankError(f"{error.text}\n{told}", error.ranks, error.full, waiting)
+        return RankError(f"{error.text}\n{told}", error.ranks, f"{error.full}\n{told}", waiting)
 
     def _late(self) -> None:
         late = output.ranks_in_words(self.pending.missing())
@@ -215,6 +227,11 @@ class Following:
         if deaf:
             stands |= dumped_stands(self.session, deaf)
         return standing(stands.values())
+
+
+def _sample(ranks: Sequence[int]) -> list[int]:
+    """Give some of many ranks, spread evenly: what all of them do, the others do too."""
+    return list(ranks[:: 1 + len(ranks) // FEW_RANKS])
 
 
 def running_line(cell: Cell, elapsed_s: float) -> str:

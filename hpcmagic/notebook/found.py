@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass, field, replace
 
+from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
@@ -44,8 +46,30 @@ class Found:
         """The batch system that the session's job is in."""
         return LAUNCHERS[self.request.launcher]()
 
+    @property
+    def elsewhere(self) -> str:
+        """The other host that a local session lives on, whose directory this one sees; else nothing."""
+        host = self.job.host if self.job is not None and self.request.launcher == "local" else ""
+        return host if host != socket.gethostname() else ""
+
+    def require_here(self) -> None:
+        """Refuse a session that lives on another host, and listens there only.
+
+        Raises
+        ------
+        LaunchError
+            Names the host.
+        """
+        if self.elsewhere and (self.keeper is None or self.keeper.phase != "ended"):
+            raise LaunchError(
+                f"Session {self.request.session} runs on {self.elsewhere} itself, and cannot be reached from here.",
+                f"Work on {self.elsewhere}, or give this notebook another `--session`.",
+            )
+
     def job_state(self) -> JobState:
         """Ask the batch system about the session's job."""
+        if self.elsewhere:
+            return JobState("unknown", meaning=f"on {self.elsewhere}")
         return JobState("unknown") if self.job is None else self.launcher.state(self.job.job_id)
 
     def ended(self) -> str:
@@ -86,6 +110,13 @@ def find_ended(name: str, **options: object) -> Found | None:
     return next((_read(directory) for directory in shelved if directory is not None), None)
 
 
+def ended_names(**options: object) -> list[str]:
+    """Give the names of sessions that have ended and whose cells can still be read, the newest first."""
+    shelved = [path for resources in everywhere(**options) for path in (resources.directory / "ended").glob("*~*")]
+    newest = sorted(shelved, key=lambda path: int(path.name.rpartition("~")[2]), reverse=True)
+    return list(dict.fromkeys(path.name.rpartition("~")[0] for path in newest))
+
+
 def everywhere(**options: object) -> list[Resources]:
     """Give one `Resources` for each directory that some profile keeps sessions in."""
     resolved = [resolve(options), *(resolve({**options, "profile": name}) for name in profile_names())]
@@ -101,6 +132,7 @@ def all_found(resources: Resources) -> list[Found]:
 
 def stop_found(found: Found) -> None:
     """End a session that this kernel may not hold."""
+    found.require_here()
     stop(found.directory, found.launcher, found.job)
 
 

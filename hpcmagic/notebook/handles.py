@@ -7,13 +7,13 @@ any other              read from the journal         (wire/history), also when i
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import html
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from hpcmagic.errors import CellError, HpcMagicError, SessionEnded, StillRunning
 from hpcmagic.notebook import frontend, output
@@ -23,9 +23,12 @@ from hpcmagic.wire.history import Record, cell_paths, read_records
 from hpcmagic.wire.messages import Output, Reply, from_frames
 from hpcmagic.wire.pending import Pending
 
+if TYPE_CHECKING:
+    from hpcmagic.notebook.view import View
+
 LOOK_S = (0.2, 2.0)  # how often to look into the journal for a cell of another kernel: at first, and at most
-REFRESH_S = 0.5  # how often a handle's display is drawn anew
 TAIL_LINES = 12  # of its output, that a handle's display shows
+TAIL_NBYTES = 4000  # of each rank's output
 SOURCE_SHOWN = 60
 
 
@@ -83,7 +86,7 @@ class Cell:
         self.sent = sent or time.time()
         self.pending = pending
         self._outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
-        self._view: _View | None = None
+        self._view: View | None = None
 
     def __repr__(self) -> str:
         line = self.source.strip().partition("\n")[0]
@@ -99,14 +102,26 @@ class Cell:
 
     def catch_up(self) -> None:
         """Take from the journal what was lost on the wire."""
-        if self.pending is None:
-            return
+        if self.pending is not None:
+            self._replay(self.pending)
+
+    def _replay(self, pending: Pending) -> None:
         for record in self._records():
             rank = record.head.get("rank")
             if record.kind == "output" and rank in self._outputs:
-                self.pending.take_piece(rank, record.head["piece"], from_frames(record.frames))
+                pending.take_piece(rank, record.head["piece"], from_frames(record.frames))
             elif record.kind == "reply" and record.frames and rank in self._outputs:
-                self.pending.take(from_frames(record.frames))
+                pending.take(from_frames(record.frames))
+
+    def lose(self) -> None:
+        """Note that the ranks that have not answered never will: whoever waits goes on, and callbacks are called."""
+        if self.pending is not None:
+            for rank in self.pending.missing():
+                self.pending.lose(rank)
+
+    def written_replies(self) -> set[int]:
+        """Give the ranks whose replies the journal has."""
+        return {record.head["rank"] for record in self._records(heads_only=True) if record.kind == "reply"}
 
     def _records(self, *, heads_only: bool = False) -> Iterator[Record]:
         _, path = cell_paths(self.session.directory.cells).get(self.id, (0, None))
@@ -116,15 +131,14 @@ class Cell:
     def outputs(self) -> dict[int, list[Output]]:
         """Give what each rank has put out so far, in order."""
         if self.pending is not None:
+            if self.pending.lacks_pieces():  # late, or lost on the wire
+                self.catch_up()
             self.drain()
             return self._outputs
-        outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
-        for record in self._records():
-            if record.kind == "output":
-                outputs[record.head["rank"]] += from_frames(record.frames)
-            elif record.kind == "reply" and record.frames:
-                outputs[record.head["rank"]] += from_frames(record.frames).outputs
-        return outputs
+        written = Pending(self.ranks)  # a reply may have been written down before the last pieces
+        self._replay(written)
+        there = written.new_output(give_up=True)
+        return {rank: list(there.get(rank, ())) for rank in self.ranks}
 
     @property
     def output(self) -> str:
@@ -243,12 +257,19 @@ class Cell:
                 f"{self.name.capitalize()} is not over after {output.clock(timeout or 0)}: {self.how_it_goes()}.",
                 "Wait longer, or `.cancel()` it.",
             )
+        try:
+            return self._outcome()
+        except HpcMagicError as error:
+            self.session.note_error(error)
+            raise
+
+    def _outcome(self) -> PerRank | None:
+        """Give the values of a cell that is over, or raise what it ended with."""
         replies = self.replies()
         error = output.rank_error(
             [replies[rank] for rank in sorted(replies)], size=self.session.size, defined_here=frontend.defined_here
         )
         if error is not None:
-            self.session.note_error(error)
             raise error
         _, _, lost, dropped = self._standing()
         if lost:
@@ -279,7 +300,7 @@ class Cell:
         if self.pending is not None:
             self.pending.at_end(lambda: callback(self))
         else:
-            _in_thread(lambda: (self.wait(), callback(self)))
+            in_thread(lambda: (self.wait(), callback(self)))
 
     def __await__(self) -> Generator[Any, None, PerRank | None]:
         """Wait without blocking the notebook's loop; gives what `result` gives."""
@@ -302,8 +323,10 @@ class Cell:
         if not output.in_notebook():
             print(self.as_text())
             return
+        from hpcmagic.notebook.view import View
+
         if self._view is None or not self._view.alive:
-            self._view = _View(self)
+            self._view = View(self)
 
     def as_text(self) -> str:
         """Give how it goes, and the end of its output."""
@@ -320,37 +343,35 @@ class Cell:
         return f"<div>{head}{body}</div>"
 
     def _tail(self) -> list[str]:
-        lines = self.output.splitlines()
-        return ["…", *lines[-TAIL_LINES:]] if len(lines) > TAIL_LINES else lines
+        """Give the last lines of the output, and how it ended."""
+        ends = {rank: _end(pieces) for rank, pieces in self.outputs().items()}
+        lines = output.text_of(ends, labels=self.session.size > 1).splitlines()
+        lines = ["…", *lines[-TAIL_LINES:]] if len(lines) > TAIL_LINES else lines
+        if not self.done():
+            return lines
+        try:
+            value = self._outcome()
+        except HpcMagicError as error:
+            return [*lines, *str(error).splitlines()]
+        ended = repr(value).splitlines() if value is not None else []
+        return [*lines, *(["→"] if lines and ended else []), *ended[:TAIL_LINES]]
 
 
-class _View:
-    """A handle's display, drawn anew until its cell is over."""
-
-    def __init__(self, cell: Cell) -> None:
-        from IPython.display import display
-
-        self.cell = cell
-        self.alive = not cell.done()
-        self._shown = ""
-        self._handle = display(self._bundle(), raw=True, display_id=True)
-        if self.alive:
-            context = contextvars.copy_context()  # ipykernel finds the cell to draw in by it
-            _in_thread(lambda: context.run(self._follow))
-
-    def _bundle(self) -> dict[str, str]:
-        return {"text/plain": self.cell.as_text(), "text/html": self.cell.as_html()}
-
-    def _follow(self) -> None:
-        while self.alive:
-            self.alive = not self.cell.wait(REFRESH_S)
-            bundle = self._bundle()
-            if bundle["text/html"] != self._shown and self._handle is not None:
-                self._shown = bundle["text/html"]
-                self._handle.update(bundle, raw=True)
+def _end(pieces: Sequence[Output]) -> list[Output]:
+    """Give the last pieces of a rank's output, the first of them cut: a display is drawn twice a second."""
+    kept: list[Output] = []
+    nbytes = 0
+    for piece in reversed(pieces):
+        text = piece.text if len(piece.text) <= TAIL_NBYTES else piece.text[-TAIL_NBYTES:].partition("\n")[2]
+        kept.append(replace(piece, text=text))
+        nbytes += len(text)
+        if nbytes >= TAIL_NBYTES:
+            break
+    return kept[::-1]
 
 
-def _in_thread(work: Callable[[], Any]) -> None:
+def in_thread(work: Callable[[], Any]) -> None:
+    """Do something beside, in a thread that holds nobody up."""
     threading.Thread(target=work, name="hpcmagic-handle", daemon=True).start()
 
 

@@ -115,6 +115,8 @@ class HpcMagics(Magics):
         if options.push:
             names = [name for name in options.push.split(",") if name]
             session.push(ranks=options.ranks, **self._values(names))
+        if options.asynchronous and options.local:
+            raise ProfileError("`-a` and `--local` do not go together.", "Leave one of them out.")
         if options.asynchronous:
             handle = session.send_cell(cell, options.ranks, options.timeout)
             if options.out:

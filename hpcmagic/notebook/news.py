@@ -13,6 +13,12 @@ class News:
         self.session = session
         self._others: tuple[str, ...] = ()
         self._warning = ""
+        self._restarts: int | None = None  # as this kernel knows it
+
+    def knows_restarts(self, keeper: KeeperState) -> bool:
+        """Whether the ranks are those that this kernel knows; from now on it knows these."""
+        known, self._restarts = self._restarts, keeper.restarts
+        return known in (None, keeper.restarts)
 
     def tell(self, keeper: KeeperState, own: str) -> None:
         """Say what has changed since the last time.
@@ -29,6 +35,8 @@ class News:
             here = f"also connected: {', '.join(others)}" if others else "nobody else is connected any more"
             self._others = others
             output.quiet(f"Session {self.session}: {here}")
+        if not self.knows_restarts(keeper):
+            output.quiet(f"Session {self.session}: the ranks were restarted elsewhere; their variables are gone.")
         if keeper.warning and keeper.warning != self._warning:
             output.quiet(f"Session {self.session}: {keeper.warning}.")
         self._warning = keeper.warning

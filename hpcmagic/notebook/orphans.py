@@ -58,14 +58,16 @@ def _has_session(path: Path, pid: int) -> bool:
 
 
 def _jobs() -> list[Orphan]:
-    if not slurm.answers():
-        return []
-    places = everywhere()
-    known = {found.job.job_id for place in places for found in all_found(place) if found.job is not None}
     try:
+        if not slurm.answers():
+            return []
         answer = slurm.run(["squeue", "--noheader", "--me", "--name=hpcmagic", "--format=%i|%T|%M"])
     except LaunchError:
         return []
+    sessions = [found for place in everywhere() for found in all_found(place)]
+    if any(found.half for found in sessions):  # one that is being made may have its job already
+        return []
+    known = {found.job.job_id for found in sessions if found.job is not None}
     rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
     launcher = slurm.SlurmLauncher()
     return [

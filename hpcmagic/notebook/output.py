@@ -145,7 +145,7 @@ def _error_block(members: Sequence[tuple[int, Raised]], size: int) -> str:
     for rank, raised in members:
         texts.setdefault(raised.text, []).append(rank)
     if len(texts) == 1:
-        lines = [f"{name}{where}: {next(iter(texts))}"]
+        lines = [f"{name}{where}: {next(iter(texts))}".removesuffix(": ")]
     else:
         lines = [f"{name}{where}:", *(f"  [{rank_set(r)}] {text}" for text, r in list(texts.items())[:SHOWN_TEXTS])]
         if len(texts) > SHOWN_TEXTS:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from hpcmagic.errors import CellError, DataError, HpcMagicError, SessionEnded
-from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
 from hpcmagic.notebook.following import ASK_S, Following, require_not_stuck
@@ -26,7 +26,7 @@ from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.notebook.restarting import restart
-from hpcmagic.notebook.status import Status, status_of
+from hpcmagic.notebook.status import JobSeen, Status, status_of
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control
@@ -67,8 +67,7 @@ class Session:
         self._live: dict[str, Cell] = {}  # by id: cells of this kernel that are not over
         self._cells = 0
         self._news = News(self.name)
-        self._job_seen = JobState("ended") if ended else launcher.state(job.job_id)
-        self._seen_at_s = time.monotonic()
+        self.seen = JobSeen(launcher, job, ended=bool(ended))
         self._ask_at_s = 0.0
 
     def __repr__(self) -> str:
@@ -91,7 +90,7 @@ class Session:
     @property
     def client(self) -> Any:
         """The ipyparallel client of this session: everything that ipyparallel can do."""
-        return self.control_path().client
+        return self.control_path().lend()
 
     @property
     def node_seconds(self) -> float:
@@ -100,14 +99,11 @@ class Session:
 
     def elapsed_s(self) -> float:
         """Seconds since the job began, by SLURM's count."""
-        if self.request.launcher == "local":
-            return max(0.0, time.time() - self.job.submitted)
-        return self._job_seen.elapsed_s + time.monotonic() - self._seen_at_s
+        return self.seen.elapsed_s()
 
     def left_s(self) -> float | None:
         """Seconds until the walltime; None where there is none."""
-        left = self._job_seen.left_s
-        return None if left is None else max(0.0, left - (time.monotonic() - self._seen_at_s))
+        return self.seen.left_s()
 
     @overload
     def run(self, source: str, ranks: Any = None, timeout: float | None = None) -> PerRank | None: ...
@@ -230,29 +226,28 @@ class Session:
         self.require_alive()
         with self.noted_errors():
             restart(self)
+            self._news.knows_restarts(self.keeper_state())
         self.behind.clear()
         self.stuck.clear()
 
     def status(self) -> Status:
         """Ask how the session stands."""
-        self._look_at_job()
+        self.seen.look()
         try:
             keeper = self.keeper_state()
         except FileNotFoundError:
             keeper = KeeperState("ended", cause=self.ended or "stopped")
         return status_of(
-            self.request, self.job, keeper, self._job_seen, elapsed_s=self.elapsed_s(), left_s=self.left_s()
+            self.request, self.job, keeper, self.seen.state, elapsed_s=self.elapsed_s(), left_s=self.left_s()
         )
 
     def stop(self) -> None:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""
         if not self.ended:
             self.ended = "stopped"
-        if self.control is not None:
-            self.control.close()
-            self.control = None
+        self._let_go()
         stop(self.directory, self.launcher, self.job)
-        self._follow_directory()
+        self.directory = self.directory.where_it_is()
 
     def log(self, rank: int | None = None, lines: int = 40) -> str:
         """Give the last lines of the job's log, or of one rank's."""
@@ -316,8 +311,8 @@ class Session:
         self.require_alive()
         if now_s >= self._ask_at_s or self.request.launcher == "local":
             self._ask_at_s = now_s + ASK_S
-            self._look_at_job()
-            if self._job_seen.phase == "ended":
+            self.seen.look()
+            if self.seen.state.phase == "ended":
                 time.sleep(SAID_S)  # the keeper may still be writing why
                 self.require_alive()
                 raise self._ended(job_cause(settled(self.launcher, self.job)))
@@ -357,7 +352,7 @@ class Session:
     def _require_all(self, pending: Pending) -> None:
         if pending.lost:
             self._wait_for_word()
-            if self.keeper_state().restarts:
+            if not self._news.knows_restarts(self.keeper_state()):
                 raise SessionEnded(
                     f"The ranks of session {self.name} were restarted elsewhere: their variables are gone.",
                     "Run your cells again from where variables are made.",
@@ -374,23 +369,21 @@ class Session:
             self.require_alive()
             time.sleep(0.1)
 
-    def _look_at_job(self) -> None:
-        seen = self.launcher.state(self.job.job_id)
-        if seen.phase != "unknown":
-            self._job_seen, self._seen_at_s = seen, time.monotonic()
-
     def _ended(self, cause: str) -> SessionEnded:
         self.ended = self.ended or cause
-        self._follow_directory()
+        self._let_go()
+        self.directory = self.directory.where_it_is()
         error = ended_error(self.name, cause, self.request)
         self.note_error(error)
         return error
 
-    def _follow_directory(self) -> None:
-        """Find the session's directory where it was put aside: cells and log are read on."""
-        if not self.directory.path.exists():
-            aside = SessionDirectory.latest_ended(self.directory.path.parent, self.directory.path.name)
-            self.directory = aside or self.directory
+    def _let_go(self) -> None:
+        """Close the way to ranks that are gone; whoever waits for them is told."""
+        control, self.control = self.control, None
+        if control is not None:
+            control.close()
+        for cell in list(self._live.values()):
+            cell.lose()
 
     def _raise(self, replies: Sequence[Reply]) -> None:
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)

@@ -71,6 +71,8 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             f"Session {name} is being started by another kernel.",
             f"Run the cell again in a moment; if it stays so, `%hpc stop {name}` clears it away.",
         )
+    if found is not None:
+        found.require_here()
     if found is not None and (cause := found.ended()):
         if "asked for" not in _origins_of_sizes(resources):
             raise ended_error(found.request.session, cause, found.request)
@@ -110,6 +112,7 @@ def attach(session: str, **options: Any) -> Session:
     require_name(session)
     found = find_anywhere(session, **options)
     if found is not None and not found.half:
+        found.require_here()
         cause = found.ended()
         return ended_session(found, cause) if cause else wait_until_ready(found, submitted=False)
     past = find_ended(session, **options)
@@ -217,7 +220,9 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
             notebook=frontend.notebook_identity(),
         )
         directory.write_record(directory.request, request)
-        job = JobRecord(launcher.name, launcher.submit(JobSpec(name, directory, resources)), time.time())
+        job = JobRecord(
+            launcher.name, launcher.submit(JobSpec(name, directory, resources)), time.time(), socket.gethostname()
+        )
     except BaseException:
         shutil.rmtree(directory.path, ignore_errors=True)
         raise

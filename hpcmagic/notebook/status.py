@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-from hpcmagic.launch.base import JobState
+from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.notebook.causes import as_seen
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request
 
 
@@ -47,7 +49,7 @@ def status_of(
 ) -> Status:
     """Put the keeper's and the batch system's words together."""
     phase = keeper.phase if keeper is not None else "starting" if seen.phase == "running" else "pending"
-    cause = keeper.cause if keeper is not None else ""
+    cause = as_seen(keeper.cause, seen) if keeper is not None else ""
     if seen.phase == "ended" and phase != "ended":
         phase, cause = "ended", seen.meaning or seen.word
     elif seen.phase == "pending":
@@ -58,3 +60,30 @@ def status_of(
     return Status(
         request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
     )
+
+
+class JobSeen:
+    """How a job stood when the batch system was asked last, and since when that is."""
+
+    def __init__(self, launcher: Launcher, job: JobRecord, *, ended: bool = False) -> None:
+        self.launcher = launcher
+        self.job = job
+        self.state = JobState("ended") if ended else launcher.state(job.job_id)
+        self._at_s = time.monotonic()
+
+    def look(self) -> None:
+        """Ask again; without an answer what was seen last stands."""
+        seen = self.launcher.state(self.job.job_id)
+        if seen.phase != "unknown":
+            self.state, self._at_s = seen, time.monotonic()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the job began, by SLURM's count."""
+        if self.job.launcher == "local":
+            return max(0.0, time.time() - self.job.submitted)
+        return self.state.elapsed_s + time.monotonic() - self._at_s
+
+    def left_s(self) -> float | None:
+        """Seconds until the walltime; None where there is none."""
+        left = self.state.left_s
+        return None if left is None else max(0.0, left - (time.monotonic() - self._at_s))

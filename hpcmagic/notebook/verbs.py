@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hpcmagic.errors import ProfileError
 from hpcmagic.notebook import frontend, output, start
 from hpcmagic.notebook.causes import tail, whole_story
-from hpcmagic.notebook.found import find_anywhere, find_ended, sessions, stop_found
+from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, sessions, stop_found
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
 from hpcmagic.notebook.orphans import orphans
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hpcmagic.notebook.magics import HpcMagics
 
 JUST_MADE_S = 60.0
+PAST_SHOWN = 8  # ended sessions that are named
 HPC = """\
 %hpc                      every session of yours: job, state, reason, nodes, ranks, time left
 %hpc status               the same
@@ -36,6 +37,10 @@ HPC = """\
 def status(_magics: HpcMagics, _rest: str) -> None:
     """Show every session, and what belongs to none."""
     print(table(sessions()))
+    over = ended_names()
+    if over:
+        named = ", ".join(over[:PAST_SHOWN]) + (" …" if len(over) > PAST_SHOWN else "")
+        print(f"Ended, their cells can still be read (`%hpc attach NAME`): {named}")
     left = orphans()
     if left:
         print("\nBelonging to no session that your profiles know (`%hpc stop --orphans` ends them):")

@@ -6,6 +6,7 @@ queue (no time limit) ─► the job runs, its keeper writes state.json ─► k
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 
 from hpcmagic.errors import HpcMagicError, LaunchError
@@ -54,6 +55,7 @@ def wait_until_ready(found: Found, *, submitted: bool) -> Session:
             "Run the cell again to wait for it; `%hpc stop` cancels it.",
         ) from None
     session = Session(found.directory, found.request, launcher, job, control)
+    weakref.finalize(session, control.close_unused).atexit = False
     waited_s = time.monotonic() - began_s
     line.finish(_ready_line(session, f"ready in {clock(waited_s)}" if submitted else "picked up"))
     return session

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ipyparallel
 import zmq
@@ -62,6 +63,7 @@ class SessionClient(ipyparallel.Client):
     def __init__(self, info: dict[str, Any], keys: KeyPair, **kwargs: Any) -> None:
         self._keys = keys
         self._pending: dict[str, tuple[Pending, int]] = {}
+        self._cells: WeakValueDictionary[str, Pending] = WeakValueDictionary()  # a reply may overtake output
         self.name = client_name()
         self.heard_s = time.monotonic()  # when the keeper was last heard
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
@@ -102,6 +104,9 @@ class SessionClient(ipyparallel.Client):
             self._presence_stream.close(linger=0)
             closed.set()
 
+        if threading.current_thread() is self._io_thread:  # a cell's callback has found the session ended
+            close()
+            return
         self._io_loop.add_callback(close)
         closed.wait(5)
 
@@ -125,6 +130,7 @@ class SessionClient(ipyparallel.Client):
         frames = to_frames(message)
         content: dict[str, Any] = {}
         if pending.cell:
+            self._cells[pending.cell] = pending
             content = {"cell": pending.cell, "name": message.name, "ranks": pending.ranks, "client": self.name}
         for rank in pending.ranks:
             future = self._send(
@@ -166,10 +172,9 @@ class SessionClient(ipyparallel.Client):
     @unpack_message
     def _on_output(self, message: Any) -> None:
         told = message["content"]
-        for pending, _rank in list(self._pending.values()):
-            if pending.cell == told["cell"]:
-                pending.take_piece(told["rank"], told["piece"], from_frames(message["buffers"]))
-                return
+        pending = self._cells.get(told["cell"])
+        if pending is not None:
+            pending.take_piece(told["rank"], told["piece"], from_frames(message["buffers"]))
 
     def _on_reply(self, message: Any) -> None:
         msg_id = message["parent_header"]["msg_id"]
@@ -191,7 +196,11 @@ class SessionClient(ipyparallel.Client):
 
 def client_name() -> str:
     """Name this client for others to see: user, host, process, and what tells two of one process apart."""
-    return f"{getpass.getuser()}@{socket.gethostname().partition('.')[0]}:{os.getpid()}#{secrets.token_hex(3)}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may know no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname().partition('.')[0]}:{os.getpid()}#{secrets.token_hex(3)}"
 
 
 class Control:
@@ -199,6 +208,7 @@ class Control:
 
     def __init__(self, client: SessionClient) -> None:
         self.client = client
+        self._lent = self._closed = False
 
     @classmethod
     def connect(cls, directory: SessionDirectory, request: Request, timeout_s: float = 20.0) -> Control:
@@ -245,7 +255,11 @@ class Control:
         """
         gone = [r for r in ranks if r not in self.client._engines]  # noqa: SLF001
         if gone:
-            raise PeerLost(f"Ranks {gone} are gone.", "See `%hpc log`; `%hpc restart` starts them anew.")
+            named = ", ".join(map(str, gone))
+            raise PeerLost(
+                f"Rank{'s' if len(gone) > 1 else ''} {named} cannot be reached.",
+                "See `%hpc log`; `%hpc restart` starts them anew.",
+            )
         pending = Pending(ranks, cell)
         self.client.submit(message, pending)
         return pending
@@ -288,8 +302,21 @@ class Control:
         """Give the identities of the engines that are connected, new ones after a restart."""
         return tuple(self.client._engines.values())  # noqa: SLF001  # a Pending asks it alike
 
+    def lend(self) -> SessionClient:
+        """Give the client to the user, who may keep it longer than anything else of ours."""
+        self._lent = True
+        return self.client
+
+    def close_unused(self) -> None:
+        """Close, since nobody holds the session here any more; in a thread: the garbage collector may call."""
+        if not self._lent:
+            threading.Thread(target=self.close, name="hpcmagic-close", daemon=True).start()
+
     def close(self) -> None:
         """Close all sockets; the session lives on."""
+        if self._closed:
+            return
+        self._closed = True
         context = self.client._context  # noqa: SLF001
         self.client.close_presence()
         self.client.close(linger=0)

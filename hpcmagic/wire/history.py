@@ -49,11 +49,12 @@ def cell_path(folder: Path, number: int, cell: str) -> Path:
 def cell_paths(folder: Path) -> dict[str, tuple[int, Path]]:
     """Give number and file of every cell, by its id, in the order in which the keeper saw them."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return {}
     found = ((NAME.fullmatch(name), name) for name in names)
-    return {m[2]: (int(m[1]), folder / name) for m, name in found if m}
+    numbered = sorted((int(m[1]), m[2], folder / name) for m, name in found if m)
+    return {cell: (number, path) for number, cell, path in numbered}
 
 
 def append_record(path: Path, head: dict[str, Any], frames: Sequence[Any] = ()) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class Pending:
             callbacks = [] if self.missing() else self.on_end
             self.on_end = [] if callbacks else self.on_end
         for callback in callbacks:
-            callback()
+            _call(callback)
 
     def at_end(self, callback: Callable[[], None]) -> None:
         """Call when nothing is missing any more: at once, or later in the client's thread."""
@@ -60,7 +61,7 @@ class Pending:
             if self.missing():
                 self.on_end.append(callback)
                 return
-        callback()
+        _call(callback)
 
     def missing(self) -> tuple[int, ...]:
         """Ranks that have neither answered nor gone."""
@@ -85,7 +86,7 @@ class Pending:
                     outputs += pieces.pop(self._given[rank], ())
                     self._given[rank] += 1
                 reply = self.replies.get(rank)
-                if reply is not None and (give_up or self._given[rank] == reply.streamed):
+                if reply is not None and (0 if give_up else reply.streamed) <= self._given[rank] <= reply.streamed:
                     outputs += reply.outputs
                     self._given[rank] = reply.streamed + 1
                 if outputs:
@@ -106,3 +107,11 @@ class Pending:
     def _wait_for(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         with self._changed:
             return self._changed.wait_for(condition, timeout_s)
+
+
+def _call(callback: Callable[[], None]) -> None:
+    """Call what a user may have written: what it raises is logged, and stops neither others nor the wire."""
+    try:
+        callback()
+    except Exception:
+        logging.getLogger("hpcmagic").exception("A callback of a cell raised")

@@ -3,17 +3,14 @@
 import importlib.util
 import os
 import shutil
-import time
-from contextlib import suppress
+import tempfile
 from itertools import count
 
-import psutil
 import pytest
+from jupyter_core.utils import ensure_event_loop
+from leftovers import Descriptors, Processes, SharedMemory, TemporaryFiles, Threads, nothing_left
 
 import hpcmagic
-
-OURS = ("hpcmagic.keeper", "hpcmagic.engine")
-MAY_TAKE_S = 8.0  # for the last processes to end: a rank looks for its keeper once a second
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,16 +23,36 @@ def with_mpi():
         pytest.fail(f"CI lacks {' and '.join(lacking)}: these tests would run without MPI", pytrace=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def temporary(tmp_path_factory):
+    """A folder of the tests' own as the system's one for temporary files: what is left there is theirs."""
+    folder = tmp_path_factory.mktemp("t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def watches(tmp_path_factory, temporary):
+    """Everything that a test could leave behind."""
+    ensure_event_loop()  # nbclient's: one a process, kept to its end
+    below = tmp_path_factory.getbasetemp()
+    return Processes(below), SharedMemory(), TemporaryFiles(temporary), Threads(), Descriptors()
+
+
 @pytest.fixture(autouse=True, scope="module")
-def nothing_left_of_module(tmp_path_factory):
-    """Fail a module whose sessions outlive it."""
-    yield from _watched(tmp_path_factory.getbasetemp())
+def nothing_left_of_module(watches):
+    """Fail a module that leaves something behind."""
+    with nothing_left(*watches):
+        yield
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path_factory):
-    """Fail a test whose sessions outlive it; the module's own session, there before, may."""
-    yield from _watched(tmp_path_factory.getbasetemp())
+def nothing_left_of_test(watches, nothing_left_of_module):
+    """Fail a test that leaves something behind; the module's own session, there before, may stay."""
+    with nothing_left(*watches):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,39 +83,3 @@ def own_session(tmp_path):
     yield start
     for one in held:
         one.stop()
-
-
-def _watched(below):
-    before = set(_ours(below))
-    yield
-    deadline = time.monotonic() + MAY_TAKE_S
-    while (left := [p for p in _ours(below) if p not in before]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if left:
-        named = [_named(process) for process in left]
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=5)
-        pytest.fail(f"still alive after the test, now killed: {'; '.join(named)}", pytrace=False)
-
-
-def _ours(below):
-    """Keepers, engines and what starts engines: children of this process, or told of a directory of its tests."""
-    me = psutil.Process()
-    children = {child.pid for child in me.children(recursive=True)}
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            argv = process.cmdline()
-            named = any(word in OURS for word in argv)
-            told = any(word.startswith(f"{below}{os.sep}") for word in argv)
-            if named and (told or process.pid in children) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def _named(process):
-    with suppress(psutil.NoSuchProcess):
-        return f"{process.pid} {' '.join(process.cmdline())}"
-    return f"{process.pid} (gone meanwhile)"

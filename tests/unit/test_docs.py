@@ -112,3 +112,31 @@ def test_modules_in_the_picture():
     package = REPO / "hpcmagic"
     modules = {str(p.relative_to(package).with_suffix("")) for p in package.rglob("*.py") if p.stem != "__init__"}
     assert listed == modules
+
+
+FAULTS_AT_LEAST = 30
+
+
+def fault_rows():
+    """The rows of the table of faults: number, and the cells behind it."""
+    rows = [row.strip("|").split("|") for row in (DOCS / "faults.md").read_text().splitlines() if row.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows if row[0].strip().isdigit()]
+
+
+def test_faults_numbered():
+    """The faults are numbered without a gap, every column is filled in, and there are enough of them."""
+    rows = fault_rows()
+    assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= FAULTS_AT_LEAST
+    assert [row for row in rows if len(row) != 7 or not all(row)] == []
+
+
+def test_every_fault_has_its_test():
+    """Every row of the table of faults names a test that is there."""
+    missing = []
+    for number, *_, named in fault_rows():
+        for file, test in re.findall(r"`?(\w+\.py)::(\w+)`?", named) or [("", "")]:
+            paths = list((REPO / "tests").rglob(file)) if file else []
+            if not any(re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE) for path in paths):
+                missing.append(f"{number}: {named}")
+    assert missing == []

@@ -1,0 +1,35 @@
+"""A handle's display in a notebook, drawn anew by a thread until its cell is over."""
+
+from __future__ import annotations
+
+import contextvars
+
+from hpcmagic.notebook.handles import Cell, in_thread
+
+REFRESH_S = 0.5
+
+
+class View:
+    """A handle's display, drawn anew until its cell is over."""
+
+    def __init__(self, cell: Cell) -> None:
+        from IPython.display import display
+
+        self.cell = cell
+        self.alive = not cell.done()
+        self._shown = ""
+        self._handle = display(self._bundle(), raw=True, display_id=True)
+        if self.alive:
+            context = contextvars.copy_context()  # ipykernel finds the cell to draw in by it
+            in_thread(lambda: context.run(self._follow))
+
+    def _bundle(self) -> dict[str, str]:
+        return {"text/plain": self.cell.as_text(), "text/html": self.cell.as_html()}
+
+    def _follow(self) -> None:
+        while self.alive:
+            self.alive = not self.cell.wait(REFRESH_S)
+            bundle = self._bundle()
+            if bundle["text/html"] != self._shown and self._handle is not None:
+                self._shown = bundle["text/html"]
+                self._handle.update(bundle, raw=True)

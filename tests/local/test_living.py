@@ -1,0 +1,391 @@
+"""A session that lives: output as it comes, handles, every cell in the journal, restart, two notebooks at once."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from textwrap import dedent
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import hpcmagic
+
+
+class Timed:
+    """A standard output that notes when what was written."""
+
+    def __init__(self):
+        self.begun = time.monotonic()
+        self.written = []
+
+    def write(self, text):
+        self.written.append((time.monotonic() - self.begun, text))
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+    def when(self, text):
+        return next(at for at, written in self.written if text in written)
+
+
+# ---- output as it comes
+
+
+def test_output_as_it_comes(session, monkeypatch):
+    """What ranks print is shown while the cell runs, folded, and not only at its end."""
+    shown = Timed()
+    monkeypatch.setattr(sys, "stdout", shown)
+    session.run("import time\nprint('first')\ntime.sleep(2)\nprint('last')")
+    assert shown.when("[0-3] first") < 1.8 < shown.when("[0-3] last")
+
+
+def test_lone_rank_streams(session, monkeypatch):
+    """A rank that reports alone is not held back until the others speak."""
+    shown = Timed()
+    monkeypatch.setattr(sys, "stdout", shown)
+    session.run("import time\nif rank == 2: print('alone')\ntime.sleep(3)")
+    assert shown.when("[2] alone") < 2.8
+
+
+def test_c_code_and_children_stream(session, monkeypatch):
+    """The output of C code and of child processes comes while they run, too."""
+    shown = Timed()
+    monkeypatch.setattr(sys, "stdout", shown)
+    session.run("import ctypes, time\nctypes.CDLL(None).puts(b'from C')\ntime.sleep(2.5)", ranks=[0])
+    assert shown.when("from C") < 2.3
+    shown.begun = time.monotonic()
+    session.run("!echo from a child; sleep 2.5", ranks=[1])
+    assert shown.when("from a child") < 2.3
+
+
+def test_nothing_lost_in_a_flood(session, capsys):
+    """Every line of a flood that stays below the limit arrives once and in order, on every rank."""
+    session.run("for i in range(20000): print(rank, i)")
+    out = capsys.readouterr().out
+    for rank in range(4):
+        assert re.findall(rf"^\[{rank}\] {rank} (\d+)$", out, re.MULTILINE) == [str(i) for i in range(20000)]
+
+
+def test_too_much_goes_to_the_log(session, capsys):
+    """A rank that prints without end leaves 1 MB in the cell; the rest is in its log."""
+    session.run("line = 'x' * 99\nfor _ in range(100_000): print(line)\nprint('the end')", ranks=[1])
+    captured = capsys.readouterr()
+    assert len(captured.out) < 1_100_000
+    assert "the rest is in `%hpc log RANK`" in captured.err
+    assert session.log(1).splitlines()[-1] == "the end"
+    assert session.directory.rank_log(1).stat().st_size > 8_000_000
+
+
+def test_large_value_stays(session):
+    """A value above 10 MB stays on its rank, described; a name fetches it."""
+    big = session.run("big = bytes(11_000_000)\nbig", ranks=[0])
+    assert "bytes, length 11000000" in repr(big[0])
+    assert "%pull" in repr(big[0])
+
+
+# ---- handles
+
+
+def test_handle(session):
+    """A handle tells how its cell goes, and gives output and value when it is over."""
+    handle = session.run("import time\nprint('working')\ntime.sleep(1.5)\nrank * 2", block=False)
+    assert not handle.done()
+    assert handle.state == "running"
+    with pytest.raises(hpcmagic.StillRunning) as late:
+        handle.result(timeout=0.1)
+    assert isinstance(late.value, TimeoutError)
+    time.sleep(0.8)
+    assert handle.output == "[0-3] working\n"
+    assert list(handle.result()) == [0, 2, 4, 6]
+    assert (handle.state, handle.done(), handle.cancel()) == ("done", True, False)
+
+
+def test_handle_of_an_error(session):
+    """A handle raises what the ranks raised, as often as it is asked."""
+    handle = session.run("1 / 0", block=False)
+    for _ in range(2):
+        with pytest.raises(hpcmagic.RankError, match="ZeroDivisionError on all 4 ranks"):
+            handle.result()
+    assert handle.state == "failed"
+    assert isinstance(handle.exception(), hpcmagic.RankError)
+
+
+def test_cancel(session):
+    """Cancelling interrupts a cell that runs, and withdraws one that waits behind it."""
+    first = session.run("import time; time.sleep(60)", block=False)
+    second = session.run("second_ran = True", block=False)
+    assert second.cancel()
+    time.sleep(0.5)
+    assert first.cancel()
+    assert first.wait(10)
+    assert second.wait(10)
+    assert (first.state, second.state) == ("interrupted", "interrupted")
+    assert session.run("'second_ran' in dir()").same() is False
+
+
+def test_callbacks_and_await(session):
+    """Callbacks come once, with the handle; a handle can be awaited."""
+    called = []
+    handle = session.run("import time; time.sleep(0.5); rank", block=False)
+    handle.add_done_callback(called.append)
+
+    async def wait_for_it():
+        return await handle
+
+    assert list(asyncio.run(wait_for_it())) == [0, 1, 2, 3]
+    handle.add_done_callback(called.append)
+    assert called == [handle, handle]
+
+
+def test_timeout_of_a_handle(session):
+    """A cell that nobody waits for is interrupted when its time is up."""
+    handle = session.run("import time; time.sleep(60)", timeout=1, block=False)
+    assert handle.wait(15)
+    assert handle.state == "interrupted"
+
+
+# ---- every cell of the session
+
+
+def test_cells(own_session):
+    """Every cell is there with source, state, output and result, whoever keeps its handle."""
+    session = own_session(nodes=2)
+    session.run("print('one')\nrank")
+    with pytest.raises(hpcmagic.RankError):
+        session.run("1 / 0")
+    session.run("x = 3", ranks=[1])
+    one, two, three = session.cells
+    assert (one.source, one.state, one.output) == ("print('one')\nrank", "done", "[0-1] one\n")
+    assert list(one.result()) == [0, 1]
+    assert two.state == "failed"
+    with pytest.raises(hpcmagic.RankError, match="ZeroDivisionError"):
+        two.result()
+    assert (three.ranks, three.result()) == ((1,), None)
+    assert "print('one')" in repr(session.cells)
+
+
+def test_cells_after_the_end(own_session, tmp_path):
+    """What a session gave can be read when it has ended: by its object, and by whoever attaches."""
+    session = own_session(nodes=2, session="over")
+    session.run("print('kept')\n[rank, 'kept']")
+    running = session.run("import time; time.sleep(60)", block=False)
+    time.sleep(0.5)
+    session.stop()
+    assert list(session.cells[0].result()) == [[0, "kept"], [1, "kept"]]
+    assert running.state == "lost"
+    later = hpcmagic.attach("over", session_dir=str(tmp_path / "d"))
+    assert later.cells[0].output == "[0-1] kept\n"
+    assert list(later.cells[0].result()) == [[0, "kept"], [1, "kept"]]
+    assert later.cells[1].state == "lost"
+    for call in (lambda: later.run("1"), later.cells[1].result, later.restart):
+        with pytest.raises(hpcmagic.SessionEnded, match="it was stopped"):
+            call()
+
+
+def test_attach_to_what_never_was(tmp_path):
+    """A name that no session has, or had, is refused in two lines."""
+    with pytest.raises(hpcmagic.ProfileError, match="no session 'nobody'"):
+        hpcmagic.attach("nobody", session_dir=str(tmp_path / "d"))
+
+
+# ---- two at once
+
+
+def test_two_at_once(own_session, tmp_path, capsys):
+    """Two kernels on one session both work, see each other's cells, and are told of each other."""
+    session = own_session(nodes=2, session="shared")
+    code = f"""
+        import hpcmagic, sys
+        other = hpcmagic.attach("shared", session_dir={str(tmp_path / "d")!r})
+        other.run("mine = 'other'\\nprint('from the other')")
+        print(other.run("rank"), flush=True)
+        sys.stdin.readline()
+    """
+    other = subprocess.Popen(
+        [sys.executable, "-c", dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    said = [other.stdout.readline() for _ in range(3)]
+    deadline = time.monotonic() + 10
+    while "also connected" not in "".join(said) and time.monotonic() < deadline:
+        said.append(other.stdout.readline())
+    assert re.search(rf"also connected: \S+@\S+:{os.getpid()}\b", "".join(said))
+    time.sleep(1)
+    assert session.run("mine").same() == "other"
+    assert re.search(rf"also connected: \S+@\S+:{other.pid}\b", capsys.readouterr().out)
+    assert session.cells[0].client.endswith(f":{other.pid}")
+    assert session.cells[0].output == "[0-1] from the other\n"
+    other.communicate("\n", timeout=30)
+    time.sleep(1)
+    session.run("")
+    assert "nobody else is connected any more" in capsys.readouterr().out
+
+
+def test_follow_a_cell_of_another(own_session, tmp_path):
+    """A cell that another kernel runs can be waited for, read while it runs, and cancelled."""
+    session = own_session(nodes=2, session="watched")
+    run = threading.Thread(target=lambda: session.run(SLOW, block=False).exception())
+    run.start()
+    time.sleep(1)
+    other = hpcmagic.attach("watched", session_dir=str(tmp_path / "d"))
+    (seen,) = other.cells
+    assert (seen.state, seen.output) == ("running", "[0-1] begun\n")
+    assert seen.cancel()
+    assert seen.wait(10)
+    run.join(10)
+    assert (seen.state, seen.output) == ("interrupted", "[0-1] begun\n")
+    other.control.close()
+
+
+SLOW = "import time\nprint('begun')\nfor _ in range(600): time.sleep(0.1)"
+
+
+# ---- restart
+
+
+def test_restart(own_session):
+    """New processes in the same job, with a verified MPI world and no variables."""
+    session = own_session(nodes=2)
+    before = list(session.run("kept = 1\nimport os\nos.getpid()"))
+    job = session.job
+    session.restart()
+    assert session.job == job
+    assert not set(before) & set(session.run("import os; os.getpid()"))
+    assert session.run("'kept' in dir()").same() is False
+    if session.keeper_state().world:
+        assert session.run("comm.allreduce(1)").same() == 2
+    assert [cell.state for cell in session.cells] == ["done"] * len(session.cells)
+
+
+def test_stuck_then_restarted(own_session):
+    """One rank raises, the others wait in MPI: both are named, later cells are refused, a restart mends it."""
+    session = own_session(nodes=3)
+    if not session.keeper_state().world:
+        pytest.skip("there is no MPI here")
+    begun = time.monotonic()
+    with pytest.raises(hpcmagic.RankError) as stuck:
+        session.run("if rank == 1:\n    raise ValueError('bad')\ncomm.Barrier()")
+    assert time.monotonic() - begun < 15
+    assert stuck.value.ranks == (1,)
+    assert set(stuck.value.waiting) == {0, 2}
+    assert "Ranks 0,2 wait in comm.Barrier(), cell 1, line 3" in stuck.value.text
+    with pytest.raises(hpcmagic.CellError, match="would never come to this cell") as refused:
+        session.run("1")
+    assert "`--ranks 1`" in refused.value.mend
+    assert session.run("'free'", ranks=[1])[1] == "free"
+    session.restart()
+    assert session.run("comm.allreduce(1)").same() == 3
+
+
+def test_slow_ranks_are_not_stuck(session):
+    """Where one rank raises and others are just slow, the cell waits for them."""
+    error = None
+    try:
+        session.run("import time\nif rank == 0: 1 / 0\ntime.sleep(6)\nprint('slow but there')")
+    except hpcmagic.RankError as raised:
+        error = raised
+    assert error.waiting == {}
+    assert session.cells[-1].output == "[1-3] slow but there\n"
+
+
+# ---- in a notebook
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A state directory of the notebook's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HPCMAGIC_LAUNCHER", "local")
+    return tmp_path
+
+
+def executed(home, *cells, fails=False):
+    """Run cells as nbclient does; give what each shows, as text."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    client = NotebookClient(book, timeout=90, resources={"metadata": {"path": str(home)}})
+    try:
+        client.execute()
+        assert not fails
+    except CellExecutionError:
+        assert fails
+    return [text_of(cell) for cell in book.cells]
+
+
+def text_of(cell):
+    parts = []
+    for output in cell.outputs:
+        parts.append(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
+        parts += output.get("traceback", [])
+    return "\n".join(parts)
+
+
+def test_handles_in_a_notebook(home):
+    """`-a` gives a handle whose display is kept up to date; it can be awaited, listed, cancelled by name."""
+    shown = executed(
+        home,
+        "%load_ext hpcmagic",
+        "%%remote --nodes 2 -a -o slow\nimport time\nprint('on its way')\ntime.sleep(1)\nrank + 1",
+        "list(await slow)",
+        "h = _",
+        "%remote -a -o long time.sleep(60)",
+        "%hpc cells",
+        "import time; time.sleep(1)\n%hpc cancel long",
+        "long.wait(10); long.state",
+        "import time; time.sleep(1)",
+    )
+    assert "cell 2: running on 2 ranks" in shown[1]
+    assert shown[2] == "[1, 2]"
+    assert "[1] <cell 5: running on 2 ranks" in shown[5]
+    assert "interrupted" in shown[6]
+    assert shown[7] == "'interrupted'"
+
+
+def test_displays_of_ranks_change(home):
+    """A rank's display is updated in place, and clear_output clears what came before."""
+    shown = executed(
+        home,
+        "%load_ext hpcmagic",
+        "%%remote --nodes 1\nfrom IPython.display import display, clear_output\nimport time\n"
+        "h = display({'text/plain': 'old'}, raw=True, display_id=True)\ntime.sleep(0.5)\n"
+        "h.update({'text/plain': 'new'}, raw=True)",
+        "%%remote\nprint('gone')\ntime.sleep(0.5)\nclear_output()\nprint('stays')",
+    )
+    assert "new" in shown[1]
+    assert "old" not in shown[1]
+    assert "stays" in shown[2]
+    assert "gone" not in shown[2]
+
+
+def test_name_that_only_the_notebook_has(home):
+    """A NameError for a name that the notebook has says how to send it."""
+    shown = executed(home, "%load_ext hpcmagic", "def f(x): return x", "%%remote --nodes 2\nf(rank)", fails=True)
+    assert "`f` is defined here, not on the ranks. → `--push f`" in shown[2]
+
+
+def test_why_in_a_notebook(home):
+    """`%hpc why` shows the whole traceback of an error that was shown short."""
+    shown = executed(
+        home,
+        "%load_ext hpcmagic",
+        "%hpc start --nodes 2",
+        "try:\n    get_ipython().run_cell_magic('remote', '', 'import json\\njson.loads(\"{\")')\n"
+        "except Exception as error:\n    print(len(str(error).splitlines()))",
+        "%hpc why",
+        "%hpc restart",
+        "%remote 'json' in dir()",
+        "%hpc attach",
+    )
+    assert "raw_decode" in shown[3]
+    assert "2 new ranks in the same job" in shown[4]
+    assert "False" in shown[5]
+    assert "failed JSONDecodeError" in shown[6]
