@@ -95,6 +95,7 @@ class Capture:
         with self._lock:
             self._take_c_output()
             self.outputs[:] = [Output("clear", "wait" if wait else "")]
+            self.nbytes, self.overflowed, self._c_begins = 0, False, self.log.size()  # a picture that moves goes on
 
     def take(self, *, at_end: bool = False) -> tuple[Output, ...]:
         """Give away what there is, neighbouring texts of one stream joined."""

@@ -100,7 +100,8 @@ def _resolved(node: ast.AST, frame: Any) -> Any:
 
 def _is_mpis(thing: Any) -> bool:
     """Whether mpi4py has made this object, or this class."""
-    return any(str(home).startswith("mpi4py") for home in (type(thing).__module__, _plain(thing, "__module__")))
+    homes = [vars(kind).get("__module__") for kind in type.__dict__["__mro__"].__get__(type(thing))]
+    return any(str(home).startswith("mpi4py") for home in (*homes, _plain(thing, "__module__")))
 
 
 def _plain(thing: Any, name: str) -> Any:

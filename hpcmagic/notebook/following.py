@@ -100,6 +100,8 @@ class Following:
         if fresh or self.streamed.waits():
             self.line.make_room()
             self.streamed.show_due(self.pending.missing())
+        if any(piece.kind == "clear" for pieces in fresh.values() for piece in pieces):
+            self.line.forget()
 
     def _last_output(self) -> None:
         """Show what is left; what went ahead of the reply and was lost on the way is in the journal."""

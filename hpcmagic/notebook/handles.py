@@ -86,6 +86,7 @@ class Cell:
         self.sent = sent or time.time()
         self.pending = pending
         self._outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
+        self._draining = threading.Lock()
         self._view: View | None = None
 
     def __repr__(self) -> str:
@@ -95,9 +96,10 @@ class Cell:
 
     def drain(self, *, give_up: bool = False) -> dict[int, tuple[Output, ...]]:
         """Give what has come over the wire since the last call; `output` keeps it."""
-        fresh = self.pending.new_output(give_up=give_up) if self.pending is not None else {}
-        for rank, pieces in fresh.items():
-            self._outputs[rank] += pieces
+        with self._draining:  # a handle's display does so in a thread of its own
+            fresh = self.pending.new_output(give_up=give_up) if self.pending is not None else {}
+            for rank, pieces in fresh.items():
+                self._outputs[rank] += pieces
         return fresh
 
     def catch_up(self) -> None:

@@ -14,11 +14,12 @@ class News:
         self._others: tuple[str, ...] = ()
         self._warning = ""
         self._restarts: int | None = None  # as this kernel knows it
+        self.restarting = False  # this kernel itself has asked for it
 
     def knows_restarts(self, keeper: KeeperState) -> bool:
         """Whether the ranks are those that this kernel knows; from now on it knows these."""
         known, self._restarts = self._restarts, keeper.restarts
-        return known in (None, keeper.restarts)
+        return self.restarting or known in (None, keeper.restarts)
 
     def tell(self, keeper: KeeperState, own: str) -> None:
         """Say what has changed since the last time.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch import slurm
@@ -38,10 +39,18 @@ def _processes() -> list[Orphan]:
             if process.uids().real != os.getuid():
                 continue
             argv = process.cmdline()
-            if argv[1:2] == ["-m"] and argv[2:3] and argv[2] in OURS and not _has_session(Path(argv[3]), process.pid):
+            ours = len(argv) > 3 and argv[1] == "-m" and argv[2] in OURS
+            if ours and not _has_session(Path(argv[3]), process.pid):
                 what = f"process {process.pid} here: {argv[2]} of {argv[3]}"
-                found.append(Orphan(what, process.kill))
+                found.append(Orphan(what, lambda process=process: _end(process)))  # type: ignore[misc]
     return found
+
+
+def _end(process: Any) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def _has_session(path: Path, pid: int) -> bool:
@@ -50,8 +59,10 @@ def _has_session(path: Path, pid: int) -> bool:
     try:
         keeper = directory.read_record(directory.state, KeeperState)
         request = directory.read_record(directory.request, Request)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # nobody can tell: then it is left alone
+        return True
     if request is None:
         return False
     return keeper is None or keeper.phase != "ended" or keeper.keeper_pid == pid

@@ -189,6 +189,10 @@ class StatusLine:
             sys.stdout.flush()
             self._shown = ""
 
+    def forget(self) -> None:
+        """Begin anew below: the line was cleared away with what else the cell had shown."""
+        self._handle, self._shown = None, ""
+
     def clear(self) -> None:
         """Take the line away."""
         if self._handle is not None:

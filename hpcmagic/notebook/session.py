@@ -224,9 +224,12 @@ class Session:
             The session is over, or ended because new ranks could not be started.
         """
         self.require_alive()
-        with self.noted_errors():
-            restart(self)
-            self._news.knows_restarts(self.keeper_state())
+        self._news.restarting = True
+        try:
+            with self.noted_errors():
+                restart(self)
+        finally:
+            self._news.restarting = False
         self.behind.clear()
         self.stuck.clear()
 

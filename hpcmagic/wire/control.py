@@ -46,6 +46,7 @@ from hpcmagic.wire.messages import (
 )
 from hpcmagic.wire.pending import Pending
 
+LINGER_MS = 500  # what was just sent may still leave; to a node that is lost it never would
 SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
 
 
@@ -68,6 +69,7 @@ class SessionClient(ipyparallel.Client):
         self.heard_s = time.monotonic()  # when the keeper was last heard
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
         be_careful_client(context)
+        context.setsockopt(zmq.LINGER, LINGER_MS)
         try:
             super().__init__(info, context=context, **kwargs)
         except BaseException:

@@ -7,10 +7,14 @@ import tempfile
 from itertools import count
 
 import pytest
+from faults import Kernel
 from jupyter_core.utils import ensure_event_loop
 from leftovers import Descriptors, Processes, SharedMemory, TemporaryFiles, Threads, nothing_left
 
 import hpcmagic
+from hpcmagic.notebook import output
+from hpcmagic.notebook.found import all_found, stop_found
+from hpcmagic.profiles import resolve
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -83,3 +87,36 @@ def own_session(tmp_path):
     yield start
     for one in held:
         one.stop()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A state directory of this test's own; whatever is left in it at the end is stopped."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HPCMAGIC_LAUNCHER", "local")
+    yield tmp_path
+    for found in all_found(resolve({})):
+        stop_found(found)
+
+
+@pytest.fixture
+def kernel():
+    """Start other kernels, ``kernel(code)``; they are killed at the end."""
+    started = []
+
+    def start(code):
+        started.append(Kernel(code))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Every text that the status line has shown."""
+    shown = []
+    monkeypatch.setattr(output.StatusLine, "update", lambda _, text: shown.append(text))
+    return shown

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpcmagic.wire import envelope
 from hpcmagic.wire.crypto import FRAME_LIMIT_NBYTES
-from hpcmagic.wire.envelope import _MARK, PIECE_NBYTES, Envelope, RelayEnvelope, joined, pieces
+from hpcmagic.wire.envelope import _MARK, PIECE_NBYTES, Envelope, RelayEnvelope, joined, pieces, whole
 
 CURVE_NBYTES = 33  # what a MESSAGE command adds: its name, a nonce, the box's seal, flags
 SIZES = st.sampled_from([0, 1, PIECE_NBYTES - 1, PIECE_NBYTES, PIECE_NBYTES + 1, 3 * PIECE_NBYTES, 100_000])
@@ -78,6 +78,22 @@ def test_relays_pass_buffers_on():
     final = Envelope(key=KEY).deserialize(passed)
     assert final["content"] == {"c": long}
     assert [bytes(buffer) for buffer in final["buffers"]] == [big, b"s", big, b"s"]
+
+
+@given(st.lists(PARTS, max_size=5))
+def test_whole(buffers):
+    """The buffers of a message that was passed on unread are the sender's, whatever is in them, cut or not."""
+    frames = sent(Envelope(key=KEY), "hpcmagic_reply", {}, buffers=buffers)
+    read = RelayEnvelope(key=KEY).deserialize(frames, content=False)["buffers"]
+    assert [bytes(buffer) for buffer in whole(read)] == buffers
+
+
+@pytest.mark.parametrize("lost", [slice(-1), slice(0, 0), slice(1, None)], ids=["the last", "all", "the first"])
+def test_whole_lacks_a_piece(lost):
+    """Of a buffer that lacks a piece nothing is given."""
+    mark, *cut = pieces(b"b" * (2 * PIECE_NBYTES + 1))
+    with pytest.raises(ValueError, match="bytes are missing"):
+        whole([b"first", mark, *cut[lost]])
 
 
 def test_missing_pieces():

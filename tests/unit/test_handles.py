@@ -409,7 +409,7 @@ def test_not_cancelled_after(session, monkeypatch):
     timers = []
 
     class Timer:
-        def __init__(self, seconds, function):
+        def __init__(self, seconds, _function):
             self.seconds, self.state = seconds, "made"
             timers.append(self)
 

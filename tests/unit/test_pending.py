@@ -10,7 +10,6 @@ from hpcmagic.wire.messages import Output, Reply
 from hpcmagic.wire.pending import Pending
 
 
-
 def line(text):
     """One piece's outputs."""
     return (Output("stdout", f"{text}\n"),)
@@ -63,15 +62,16 @@ def test_any_order(drawn):
             arrive(pending, counts, *event)
             came.add(event)
             continue
-        fresh = pending.new_output()
-        for rank, seen in given_so_far.items():
-            seen.extend(texts(fresh, rank))
-            assert seen == due(counts, rank, came)
         lacking = {
             rank
             for rank, count in enumerate(counts)
             if (rank, count) in came and any((rank, number) not in came for number in range(count))
         }
+        assert set(pending.lacks_pieces()) == lacking
+        fresh = pending.new_output()
+        for rank, seen in given_so_far.items():
+            seen.extend(texts(fresh, rank))
+            assert seen == due(counts, rank, came)
         assert set(pending.lacks_pieces()) == lacking
     assert pending.new_output() == {}
     assert pending.missing() == ()

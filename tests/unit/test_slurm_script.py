@@ -14,7 +14,7 @@ from hpcmagic.errors import HpcMagicError, LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec
 from hpcmagic.launch.jobqueue import site_section
-from hpcmagic.launch.slurm import SlurmLauncher
+from hpcmagic.launch.slurm import WARN_S, SlurmLauncher
 from hpcmagic.profiles import resolve
 from hpcmagic.rendezvous import SessionDirectory
 
@@ -94,7 +94,7 @@ def test_plain_script(site):
     assert options.pop("--export")
     assert options == {
         "--job-name": "hpcmagic", "--nodes": "4", "--ntasks-per-node": "1", "--cpus-per-task": "1",
-        "--time": "1:00:00", "--output": "/dev/null", "--no-requeue": "",
+        "--time": "1:00:00", "--output": "/dev/null", "--no-requeue": "", "--signal": f"B:USR1@{WARN_S}",
     }  # fmt: skip
 
 
@@ -588,3 +588,11 @@ def test_submit_refused(site, said, spec):
     said["sbatch"] = (1, "", "sbatch: error: Batch job submission failed: Invalid partition name specified\n")
     with pytest.raises(LaunchError, match="Invalid partition name specified"):
         SlurmLauncher().submit(spec)
+
+
+def test_sites_own_warning(site):
+    """A site that has SLURM send a signal before the walltime keeps its own; the script is never ended by it."""
+    site("jobqueue:\n  slurm:\n    job-extra-directives: ['--signal=B:USR1@300']\n")
+    text = script()
+    assert [line for line in text.splitlines() if "--signal" in line] == ["#SBATCH --signal=B:USR1@300"]
+    assert text.index("trap '' USR1") < text.index("exec ")

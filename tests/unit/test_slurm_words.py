@@ -1,5 +1,6 @@
 """SLURM's words: how a job stands, why it waits, why one was refused; and the one runner that asks."""
 
+import os
 import subprocess
 
 import pytest
@@ -111,7 +112,10 @@ def test_seconds(text, expected):
     [
         ("COMPLETED|0:0|61|n[1-4]", "ended", {"exit_status": 0, "elapsed_s": 61, "nodes": "n[1-4]"}),
         ("TIMEOUT|0:0|3600|n1", "ended", {"meaning": "its walltime was reached"}),
-        ("CANCELLED by 1001|0:0|0|None assigned", "ended", {"word": "CANCELLED", "meaning": "it was cancelled"}),
+        ("CANCELLED by 1001|0:0|0|None assigned", "ended", {"word": "CANCELLED"}),
+        (f"CANCELLED by {os.getuid()}|0:0|0|n1", "ended", {"meaning": "it was cancelled by you, with scancel or in another notebook"}),
+        ("CANCELLED by 4000001|0:0|0|n1", "ended", {"meaning": "it was cancelled by user 4000001, an administrator"}),
+        ("CANCELLED|0:0|0|n1", "ended", {"meaning": "it was cancelled"}),
         ("FAILED|3:0|1|n1", "ended", {"exit_status": 3, "meaning": "it ended with exit status 3"}),
         ("FAILED|66:0|1|n1", "ended", {"exit_status": 66, "meaning": "the nodes do not see the session's directory"}),
         ("NODE_FAIL|0:0|1|n1", "ended", {"meaning": "a node failed"}),

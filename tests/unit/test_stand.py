@@ -129,7 +129,8 @@ def test_in_a_function(cell):
 
 
 @pytest.mark.parametrize(
-    "source", ["gate.get()", "comm.queue.get()", "[gate][0].get()", "(lambda: gate.get)()()", "gate.get() if 1 else comm"]
+    "source",
+    ["gate.get()", "comm.queue.get()", "[gate][0].get()", "(lambda: gate.get)()()", "gate.get() if 1 else comm"],
 )
 def test_not_in_mpi(cell, source):
     """A rank that waits for something else, though by a name of MPI's, or by no name at all, is in no MPI call."""
@@ -143,8 +144,7 @@ def test_not_in_mpi(cell, source):
 class Watchful:
     """Notes which threads have run its code."""
 
-    callers = set()
-    gate = None
+    callers, gate = set(), None
 
     @property
     def by_property(self):
@@ -177,7 +177,9 @@ class Callee(queue.SimpleQueue, Watchful):
     __call__ = queue.SimpleQueue.get
 
 
-@pytest.mark.parametrize("source", ["mine.by_property.get()", "mine.anything.get()", "jealous.anything.get()", "callee()"])
+@pytest.mark.parametrize(
+    "source", ["mine.by_property.get()", "mine.anything.get()", "jealous.anything.get()", "callee()"]
+)
 def test_no_code_of_the_users(cell, monkeypatch, source):
     """Looking where a rank stands runs no code of the user's: no property, no attribute that is made up."""
     callee, gate = Callee(), Comm()

@@ -206,7 +206,9 @@ def sections(pieces):
 
 
 PIECES = st.one_of(
-    st.builds(Output, st.sampled_from(["stdout", "stderr"]), st.sampled_from(["a\n", "b\n", "a\nb\n", "c", "\n", "\r5%"])),
+    st.builds(
+        Output, st.sampled_from(["stdout", "stderr"]), st.sampled_from(["a\n", "b\n", "a\nb\n", "c", "\n", "\r5%"])
+    ),
     st.builds(Output, st.just("display"), data=st.sampled_from([{"text/plain": "1"}, {"text/plain": "2"}])),
     st.just(Output("clear", "wait")),
 )

@@ -1,0 +1,141 @@
+"""The verbs of `%hpc`: what is shown of sessions, and what is refused."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from two_lines import two_lines
+
+from hpcmagic.errors import ProfileError
+from hpcmagic.notebook import verbs
+from hpcmagic.notebook.magics import HpcMagics
+from hpcmagic.notebook.orphans import Orphan
+from hpcmagic.notebook.status import Status
+from hpcmagic.notebook.verbs import HPC, VERBS, table
+
+
+def status(**kwargs):
+    """How a session stands that runs on four nodes."""
+    nodes = ("n1", "n2", "n3", "n4")
+    stands = {"session": "demo", "state": "ready", "launcher": "slurm", "job_id": "17", "reason": "", "nodes": nodes,
+              "ranks": 8, "elapsed_s": 75.5, "left_s": 3600.0}  # fmt: skip
+    return Status(**{**stands, **kwargs})
+
+
+@pytest.fixture
+def magics():
+    """The magics of a notebook that has no session."""
+    magics = HpcMagics(None)
+    magics.shell = SimpleNamespace(user_ns={})
+    return magics
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """The sessions and the orphans that there are; at first none."""
+    there = SimpleNamespace(sessions=[], orphans=[])
+    monkeypatch.setattr(verbs, "sessions", lambda: there.sessions)
+    monkeypatch.setattr(verbs, "orphans", lambda: there.orphans)
+    return there
+
+
+def test_table():
+    """Every session has a line, its words under their heads; what is unknown or endless is a dash."""
+    pending = status(session="a-long-name", state="pending", nodes=(), left_s=None, reason="Priority")
+    local = status(launcher="local", job_id="4711", nodes=("here",), ranks=1, elapsed_s=0.0, left_s=None)
+    lines = table([status(), pending, local]).splitlines()
+    starts = [lines[0].index(head) for head in lines[0].split()]
+    cells = [
+        [line[begin:end].strip() for begin, end in zip(starts, [*starts[1:], None], strict=True)] for line in lines
+    ]
+    assert cells == [
+        ["session", "state", "job", "nodes", "ranks", "runs", "left", "why"],
+        ["demo", "ready", "17", "n1,n2,n3,n4", "8", "1 min 15 s", "1 h", ""],
+        ["a-long-name", "pending", "17", "–", "8", "1 min 15 s", "–", "Priority"],
+        ["demo", "ready", "this machine", "here", "1", "0 s", "–", ""],
+    ]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_many_nodes():
+    """Of many nodes the first are named."""
+    assert " n0,n1,n2,n3 … " in table([status(nodes=tuple(f"n{n}" for n in range(100)))])
+
+
+def test_no_sessions():
+    """Where there is no session the table says how to start one."""
+    assert "%%remote --nodes" in table([])
+
+
+@pytest.mark.parametrize("verb", ["", "status"])
+def test_status(magics, there, capsys, verb):
+    """`%hpc` shows every session; of what belongs to none it says nothing where there is nothing."""
+    there.sessions.append(status())
+    magics.hpc(verb)
+    assert capsys.readouterr().out == table([status()]) + "\n"
+    there.orphans.append(Orphan("job 18, running, for 1:00", lambda: None))
+    magics.hpc(verb)
+    said = capsys.readouterr().out
+    assert "`%hpc stop --orphans`" in said
+    assert said.endswith("  job 18, running, for 1:00\n")
+
+
+def test_stop_orphans(magics, there, capsys):
+    """What belongs to no session is ended, each said; where there is nothing that is said."""
+    magics.hpc("stop --orphans")
+    assert capsys.readouterr().out == "There is nothing that belongs to no session.\n"
+    ended = []
+    there.orphans += [Orphan(what, lambda what=what: ended.append(what)) for what in ("job 18", "process 7")]
+    magics.hpc("stop  --orphans ")
+    assert ended == ["job 18", "process 7"]
+    assert capsys.readouterr().out == "Ended: job 18\nEnded: process 7\n"
+
+
+@pytest.mark.parametrize("word", ["stat", "STOP", "--orphans", "-x", "stop;"])
+def test_unknown_verb(magics, there, word):
+    """A word that is no verb is refused with the verbs that there are."""
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(f"{word} demo")
+    said = two_lines(error)
+    assert repr(word) in said.message
+    assert all(verb in said.mend for verb in VERBS)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "help"])
+def test_help(magics, capsys, word):
+    """The help names every verb."""
+    magics.hpc(word)
+    said = capsys.readouterr().out
+    assert said == HPC + "\n"
+    assert set(re.findall(r"^%hpc ([a-z]+)", said, re.MULTILINE)) == set(VERBS) - {""}
+
+
+@pytest.mark.parametrize("verb", ["restart", "cells", "why"])
+def test_verb_that_takes_nothing(magics, there, verb):
+    """What stands behind a verb that takes nothing is refused, and not ignored."""
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(f"{verb} demo")
+    assert "'demo'" in two_lines(error).message
+
+
+@pytest.mark.parametrize("line", ["stop demo", "log", "attach demo"])
+def test_no_such_session(magics, laptop, line):
+    """A session that is not there is refused by each verb that needs one."""
+    magics.session_name = "demo"
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(line)
+    assert "demo" in two_lines(error).message
+
+
+@pytest.mark.parametrize("line", ["cells", "restart", "cancel", "cancel 3"])
+def test_notebook_without_a_session(magics, laptop, line):
+    """A verb for the notebook's own session says that there is none."""
+    with pytest.raises(ProfileError, match="no session"):
+        magics.hpc(line)
+
+
+def test_log_of_no_rank(magics):
+    """A rank is a number."""
+    with pytest.raises(ProfileError) as error:
+        magics.hpc("log zero")
+    assert "'zero'" in two_lines(error).message
