@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from textwrap import dedent
 
@@ -134,7 +135,8 @@ def in_thread(work):
 
     def result(seconds=60):
         thread.join(seconds)
-        assert outcome, "it never ended"
+        stack = sys._current_frames().get(thread.ident)
+        assert outcome, f"it never ended:\n{''.join(traceback.format_stack(stack))}"
         return outcome[0]
 
     return result

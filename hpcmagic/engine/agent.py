@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic, sleep  # as they are now: a cell may put others in their place
 
 from hpcmagic.descendants import end_orphans
 from hpcmagic.rendezvous import KEEPER_GONE, Request, SessionDirectory
@@ -30,12 +30,12 @@ class Agent(threading.Thread):
 
     def run(self) -> None:
         """Go on until the keeper is gone."""
-        look_at_s = time.monotonic() + LOOK_S
+        look_at_s = monotonic() + LOOK_S
         while True:
-            time.sleep(STREAM_S)
+            sleep(STREAM_S)
             self.stream()
-            if time.monotonic() >= look_at_s:
-                look_at_s = time.monotonic() + LOOK_S
+            if monotonic() >= look_at_s:
+                look_at_s = monotonic() + LOOK_S
                 self.require_keeper()
 
     def require_keeper(self) -> None:

@@ -92,13 +92,16 @@ class CellRunner:
         """Do what a message asks; whatever goes wrong becomes part of the reply."""
         begun = time.monotonic()
         warnings.filterwarnings("ignore", "To exit: use 'exit'")
-        match message:
-            case RunCell():
-                reply = await self._run_cell(message, cell)
-            case Push(values=values):
-                reply = self._guarded(lambda: self._push(values))
-            case Pull(names=names):
-                reply = self._guarded(lambda: self._pull(names))
+        try:
+            match message:
+                case RunCell():
+                    reply = await self._run_cell(message, cell)
+                case Push(values=values):
+                    reply = self._push(values)
+                case Pull(names=names):
+                    reply = self._pull(names)
+        except BaseException as error:  # a value's __reduce__ may raise SystemExit: the rank would be gone with it
+            reply = Reply(self.rank, raised=raised_by(error))
         object.__setattr__(reply, "elapsed_s", time.monotonic() - begun)
         return reply
 
@@ -180,12 +183,6 @@ class CellRunner:
             return pickle_value(value)
         except Exception as error:  # a user's __reduce__ may raise anything
             raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
-
-    def _guarded(self, work: Callable[[], Reply]) -> Reply:
-        try:
-            return work()
-        except (Exception, KeyboardInterrupt) as error:
-            return Reply(self.rank, raised=raised_by(error))
 
 
 def _run_to_end(coroutine: Any) -> Any:

@@ -100,8 +100,16 @@ def _resolved(node: ast.AST, frame: Any) -> Any:
 
 def _is_mpis(thing: Any) -> bool:
     """Whether mpi4py has made this object, or this class."""
-    homes = [vars(kind).get("__module__") for kind in type.__dict__["__mro__"].__get__(type(thing))]
+    homes = [_home(kind) for kind in type.__dict__["__mro__"].__get__(type(thing))]
     return any(str(home).startswith("mpi4py") for home in (*homes, _plain(thing, "__module__")))
+
+
+def _home(kind: type) -> Any:
+    """Give a class's module; that of one made in C, as mpi4py's are, is not among its `vars`."""
+    try:
+        return type.__dict__["__module__"].__get__(kind)
+    except AttributeError:
+        return None
 
 
 def _plain(thing: Any, name: str) -> Any:
@@ -125,7 +133,7 @@ def _down_to_ours(entries: Iterable[traceback.FrameSummary]) -> Iterable[traceba
 def _text(error: BaseException) -> str:
     try:
         text = (error.msg if isinstance(error, SyntaxError) else str(error)) or ""
-    except Exception as broken:  # a user's __str__ may raise anything
+    except BaseException as broken:  # a user's __str__ may raise anything
         text = f"<its str() raised {type(broken).__name__}>"
     if isinstance(error, BaseExceptionGroup):
         members = [f"{type(e).__name__}: {_text(e)}" for e in error.exceptions[:MEMBERS]]

@@ -52,6 +52,7 @@ class Keeper:
         self.ways: list[Starter] = starters(request, directory)
         self.failed: list[str] = []
         self.stopping = ""
+        self.untold = ""  # why the state is not written at the moment
         self.cause = ""
         self.missed = 0
         self.restart_asked = self.walltime_near = False
@@ -74,6 +75,14 @@ class Keeper:
         """Change the state and write it down."""
         self.state = replace(self.state, **changes)
         self.directory.write_record(self.directory.state, self.state)
+
+    def try_to_tell(self, **changes: Any) -> None:
+        """Do so of what can wait: a disk that is full now does not end a session."""
+        try:
+            self.tell(**changes)
+            self.untold = ""
+        except LaunchError as error:
+            self.untold = error.message.rstrip(".")
 
     def run(self) -> int:
         """Hold the session; give the keeper's exit status."""
@@ -150,8 +159,9 @@ class Keeper:
         near = "its walltime is nearly reached: SLURM ends the job in about a minute" if self.walltime_near else ""
         warning = "; ".join(filter(None, (near, self.controller.journal.trouble)))
         clients = tuple(self.controller.presence.names)
-        if (clients, warning) != (self.state.clients, self.state.warning):
-            self.tell(clients=clients, warning=warning)
+        if (clients, warning) != (self.state.clients, self.state.warning) or self.untold:
+            self.try_to_tell(clients=clients, warning=warning)
+        self.controller.presence.warning = "; ".join(filter(None, (warning, self.untold)))
 
     def _look_starting(self, status: int | None) -> str:
         late = time.monotonic() - self.began_s > self.request.start_timeout_s
@@ -187,7 +197,8 @@ class Keeper:
     def first_words(self) -> str:
         """Give what the log said first since the start, or since all was ready: the cause stands there."""
         lines = [line.strip() for line in self.log_text().splitlines()]
-        said = " ".join(line for line in lines if line.strip("-=* "))
+        stumbled = "show_help.c"  # Open MPI 4 cannot always tell what it wants to; that it cannot helps nobody
+        said = " ".join(line for line in lines if line.strip("-=* ") and stumbled not in line)
         return f" – «{said[:FIRST_WORDS]}{'…' if len(said) > FIRST_WORDS else ''}»" if said else ""
 
     def end(self, cause: str) -> int:

@@ -34,7 +34,7 @@ from hpcmagic.wire.crypto import (
     load_signing_key,
 )
 from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back, whole
-from hpcmagic.wire.messages import DUMP, OUTPUT, REQUEST, RESTART
+from hpcmagic.wire.messages import ABANDON, DUMP, OUTPUT, REQUEST, RESTART
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
@@ -115,6 +115,7 @@ class Controller(ipp_controller.IPController):
         self.write_connection_files = False  # they would hold the signing key
         self.registered: Callable[[], None] = lambda: None
         self.verbs: dict[str, Callable[[], None]] = {}  # what notebooks may ask of the keeper: RESTART, DUMP
+        self.requests: dict[str, set[str]] = {}  # by cell: those that are not answered
         self.journal = Journal(directory.cells)
 
     def initialize(self, argv: Any = None) -> None:
@@ -182,7 +183,9 @@ class Controller(ipp_controller.IPController):
                 stock[b"in"](idents, message)
                 return
             hub.pending.add(header["msg_id"])
-            self.journal.on_request(self.session.unpack(message[4]), whole(message[5:]))
+            content = self.session.unpack(message[4])
+            self.requests.setdefault(content.get("cell", ""), set()).add(header["msg_id"])
+            self.journal.on_request(content, whole(message[5:]))
 
         def on_reply(idents: Any, message: Any) -> None:
             parent = self.session.unpack(message[2])
@@ -190,7 +193,9 @@ class Controller(ipp_controller.IPController):
                 stock[b"out"](idents, message)
                 return
             hub.pending.discard(parent["msg_id"])
-            self.journal.on_reply(self.session.unpack(message[4]), whole(message[5:]))
+            content = self.session.unpack(message[4])
+            self._forget_request(content.get("cell", ""), parent["msg_id"])
+            self.journal.on_reply(content, whole(message[5:]))
 
         def on_output(_idents: Any, message: Any) -> None:
             if self.session.unpack(message[1])["msg_type"] == OUTPUT:
@@ -198,16 +203,26 @@ class Controller(ipp_controller.IPController):
 
         hub.monitor_handlers.update({b"in": on_request, b"out": on_reply, b"iopub": on_output})
 
+    def _forget_request(self, cell: str, request: str) -> None:
+        left = self.requests.get(cell, set())
+        left.discard(request)
+        if not left:
+            self.requests.pop(cell, None)
+
     def _answer_verbs(self) -> None:
         """Let notebooks ask the keeper for what only it can do."""
 
         def on_verb(idents: Any, message: Any) -> None:
-            self.verbs[message["header"]["msg_type"]]()
+            verb = message["header"]["msg_type"]
+            if verb == ABANDON:
+                self.hub.pending.difference_update(self.requests.get(message["content"]["cell"], ()))
+            else:
+                self.verbs[verb]()
             self.session.send(
                 self.hub.query, "hpcmagic_verb_reply", {"status": "ok"}, parent=message, ident=idents[0]
             )
 
-        for verb in (RESTART, DUMP):
+        for verb in (RESTART, DUMP, ABANDON):
             self.hub.query_handlers[verb] = on_verb
 
     def forget_ranks(self, cause: str) -> None:
@@ -219,6 +234,7 @@ class Controller(ipp_controller.IPController):
             hub.unregister_engine(b"", {"content": {"id": rank}})
         hub.incoming_registrations.clear()
         hub.pending.clear()
+        self.requests.clear()
         self.heartmonitor_process.speed_up()
 
     def _heart_monitor(self) -> InLoopHeartMonitor:
@@ -273,10 +289,11 @@ class Presence:
 
     def __init__(self, socket: Any, loop: Any) -> None:
         self.names: list[str] = []
+        self.warning = ""  # said with every beat: a file that tells of a full disk cannot be written
         socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription comes through, not only the first of its kind
         self._stream = ZMQStream(socket, loop)
         self._stream.on_recv(self._on_change)
-        self._beat = PeriodicCallback(lambda: self._stream.send(b"beat"), BEAT_MS)
+        self._beat = PeriodicCallback(lambda: self._stream.send(self.warning.encode()), BEAT_MS)
         self._beat.start()
 
     def _on_change(self, message: list[bytes]) -> None:

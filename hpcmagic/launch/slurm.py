@@ -23,11 +23,14 @@ from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
 
 COMMAND_TIMEOUT_S = 30.0
+QUERY_TIMEOUT_S = 8.0  # how a job stands can be asked again: nobody shall wait for it while SLURM is away
 WARN_S = 90  # so long before the walltime SLURM tells the keeper; it may come a minute early
 NO_SUCH_DIRECTORY = 66  # exit status of the job's script when the node does not see the session's directory
 
 
-def run(command: Sequence[str], *, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, stdin: str | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     """Run one SLURM command: the only place where that happens on the notebook's side.
 
     A notebook may itself run inside a job: what SLURM left in the environment is not for ours.
@@ -41,7 +44,7 @@ def run(command: Sequence[str], *, stdin: str | None = None) -> subprocess.Compl
     try:
         return subprocess.run(
             list(command), input=stdin, stdin=subprocess.DEVNULL if stdin is None else None, env=environment,
-            capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, start_new_session=True,
+            capture_output=True, text=True, timeout=timeout_s, check=False, start_new_session=True,
         )  # fmt: skip
     except (FileNotFoundError, PermissionError) as error:
         raise LaunchError(
@@ -50,7 +53,7 @@ def run(command: Sequence[str], *, stdin: str | None = None) -> subprocess.Compl
         ) from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(
-            f"SLURM's {command[0]} did not answer within {COMMAND_TIMEOUT_S:g} s.", "Try again in a minute."
+            f"SLURM's {command[0]} did not answer within {timeout_s:g} s.", "Try again in a minute."
         ) from error
 
 
@@ -136,7 +139,8 @@ class SlurmLauncher:
             return JobState("unknown", meaning=error.message)
 
     def _state(self, job_id: str) -> JobState:
-        answer = run(["squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T|%r|%S|%M|%L|%N|%V"])
+        asked = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T|%r|%S|%M|%L|%N|%V"]
+        answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
         line = answer.stdout.strip()
         if answer.returncode == 0 and line:
             seen = _from_squeue(line.splitlines()[0])
@@ -147,7 +151,7 @@ class SlurmLauncher:
 
     def _from_scontrol(self, job_id: str, seen: JobState) -> JobState:
         """Add how a job ended that the controller still remembers: accounting may lag behind."""
-        said = run(["scontrol", "-o", "show", "job", job_id]).stdout
+        said = run(["scontrol", "-o", "show", "job", job_id], timeout_s=QUERY_TIMEOUT_S).stdout
         status = re.search(r"\bExitCode=(\d+:\d+)", said)
         if seen.word in ("CANCELLED", "COMPLETING"):  # by whom, or how it ends, only accounting says
             accounted = self._from_sacct(job_id)
@@ -157,7 +161,8 @@ class SlurmLauncher:
         return _ended(replace(seen, word=word), status.group(1) if status else "")
 
     def _from_sacct(self, job_id: str) -> JobState:
-        answer = run(["sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode,ElapsedRaw,NodeList"])
+        asked = ["sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode,ElapsedRaw,NodeList"]
+        answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
         line = answer.stdout.strip()
         if answer.returncode != 0 or not line:
             return JobState("ended", "GONE", meaning="it has left the queue, and accounting does not know it (yet)")

@@ -18,7 +18,7 @@ from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.perrank import rank_set
 from hpcmagic.notebook.streaming import Streamed
-from hpcmagic.wire.messages import DUMP, Stand
+from hpcmagic.wire.messages import ABANDON, DUMP, Stand
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
@@ -53,6 +53,7 @@ class Following:
         self.stuck_looks = 0
         self._written: set[int] = set()  # ranks whose replies the journal has
         self._journal_at_s = self.began_s + ASK_S
+        self._longest_silence_s = 0.0
         self._look_at_s = self.began_s + LOOK_S
         self._stands_at_s = self.began_s + STANDS_S
 
@@ -105,7 +106,8 @@ class Following:
 
     def _last_output(self) -> None:
         """Show what is left; what went ahead of the reply and was lost on the way is in the journal."""
-        deadline = time.monotonic() + LAST_PIECES_S
+        # after a cut each connection tries again in a time of its own, no longer than the cut was
+        deadline = time.monotonic() + LAST_PIECES_S + self._longest_silence_s
         while self.pending.lacks_pieces() and time.monotonic() < deadline:
             self._show()
             time.sleep(0.01)
@@ -120,6 +122,7 @@ class Following:
         """Say how it goes."""
         silent_s = self.session.control_path().silent_s()
         if silent_s > SILENT_S:
+            self._longest_silence_s = max(self._longest_silence_s, silent_s)
             return (
                 f"no word from the session's keeper for {output.clock(int(silent_s))}: the network or its node; "
                 f"the ranks run on, what they put out is kept there ({self.hint})"
@@ -172,6 +175,7 @@ class Following:
         self.session.behind[self.cell.id] = self.cell
         waiting = {rank: f"{stands[rank].call}, {stands[rank].where}" for rank in sorted(stands)}
         self.session.stuck[self.cell.id] = waiting
+        self.session.control_path().ask_keeper(ABANDON, cell=self.cell.id)  # it keeps the session no more
         error = output.rank_error(
             list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from hpcmagic.errors import LaunchError
@@ -18,6 +19,7 @@ from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
 LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
+ASK_AT_ONCE = 8  # jobs, of the batch system
 
 
 HALF = Request(
@@ -84,7 +86,9 @@ class Found:
 
 def sessions(**options: object) -> list[Status]:
     """Give the status of every session of yours, by name."""
-    return [_status(found) for resources in everywhere(**options) for found in all_found(resources)]
+    found = [one for resources in everywhere(**options) for one in all_found(resources)]
+    with ThreadPoolExecutor(ASK_AT_ONCE) as pool:  # one after the other they would wait for ever while SLURM is away
+        return list(pool.map(_status, found))
 
 
 def find(resources: Resources, name: str) -> Found | None:

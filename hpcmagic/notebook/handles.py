@@ -46,6 +46,9 @@ class Holder(Protocol):
     def require_alive(self) -> None:
         """Raise if the session has ended."""
 
+    def look(self, now_s: float) -> None:
+        """Raise so, asking the batch system too: a keeper that was killed cannot say it."""
+
     def note_error(self, error: HpcMagicError) -> None:
         """Keep an error for `%hpc why`."""
 
@@ -238,7 +241,7 @@ class Cell:
             else:
                 time.sleep(left)
             with contextlib.suppress(SessionEnded):  # what came before the end counts
-                self.session.require_alive()
+                self.session.look(time.monotonic())
             look_s = min(LOOK_S[1], look_s * 1.3)
         return True
 
@@ -315,7 +318,7 @@ class Cell:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), LOOK_S[1])
                 with contextlib.suppress(SessionEnded):
-                    self.session.require_alive()
+                    await asyncio.to_thread(self.session.look, time.monotonic())
             return self.result()
 
         return waited().__await__()

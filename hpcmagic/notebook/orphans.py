@@ -70,10 +70,11 @@ def _has_session(path: Path, pid: int) -> bool:
 
 def _jobs() -> list[Orphan]:
     try:
-        if not slurm.answers():
-            return []
-        answer = slurm.run(["squeue", "--noheader", "--me", "--name=hpcmagic", "--format=%i|%T|%M"])
-    except LaunchError:
+        asked = ["squeue", "--noheader", "--me", "--name=hpcmagic", "--format=%i|%T|%M"]
+        answer = slurm.run(asked, timeout_s=slurm.QUERY_TIMEOUT_S)
+    except LaunchError:  # no SLURM here, or none that answers now
+        return []
+    if answer.returncode:
         return []
     sessions = [found for place in everywhere() for found in all_found(place)]
     if any(found.half for found in sessions):  # one that is being made may have its job already

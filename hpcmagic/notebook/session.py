@@ -13,6 +13,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -34,6 +35,8 @@ from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
 from hpcmagic.wire.pending import Pending
 
 LOOK_S = 1.0  # how often a waiting request looks whether its session still lives
+SILENT_S = 6.0  # a keeper beats every two: is it gone, the batch system is asked more often …
+SILENT_ASK_S = 5.0  # … namely so
 SAID_S = 2.0  # how long a keeper's last word may take after its job has ended
 
 
@@ -68,7 +71,7 @@ class Session:
         self._cells = 0
         self._news = News(self.name)
         self.seen = JobSeen(launcher, job, ended=bool(ended))
-        self._ask_at_s = 0.0
+        self._asked_s = float("-inf")
 
     def __repr__(self) -> str:
         nodes = len(set(self.keeper_state().nodes)) or self.request.nodes
@@ -301,7 +304,8 @@ class Session:
             raise self._ended("its directory is gone: it was stopped elsewhere, or the directory removed") from None
         if keeper.phase == "ended":
             raise self._ended(cause_of_end(keeper, self.launcher, self.job))
-        self._news.tell(keeper, self.control.name if self.control is not None else "")
+        own, warned = (self.control.name, self.control.warning) if self.control is not None else ("", "")
+        self._news.tell(replace(keeper, warning=warned or keeper.warning), own)
 
     def look(self, now_s: float) -> None:
         """Look, while something is waited for, whether the session lives; ask the batch system now and then.
@@ -312,8 +316,10 @@ class Session:
             It does not.
         """
         self.require_alive()
-        if now_s >= self._ask_at_s or self.request.launcher == "local":
-            self._ask_at_s = now_s + ASK_S
+        silent = self.control is not None and self.control.silent_s() > SILENT_S
+        pause_s = 0.0 if self.request.launcher == "local" else SILENT_ASK_S if silent else ASK_S
+        if now_s >= self._asked_s + pause_s:
+            self._asked_s = now_s
             self.seen.look()
             if self.seen.state.phase == "ended":
                 time.sleep(SAID_S)  # the keeper may still be writing why

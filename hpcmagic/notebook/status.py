@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook.causes import as_seen
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request
+
+ANSWER_S = 2.0  # how long to wait for the batch system's answer, while a cell's output waits to be shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,19 @@ class JobSeen:
     def __init__(self, launcher: Launcher, job: JobRecord, *, ended: bool = False) -> None:
         self.launcher = launcher
         self.job = job
-        self.state = JobState("ended") if ended else launcher.state(job.job_id)
-        self._at_s = time.monotonic()
+        self.state, self._at_s = JobState("ended" if ended else "unknown"), time.monotonic()
+        self._asking: threading.Thread | None = None
+        if not ended:
+            self.look()
 
     def look(self) -> None:
-        """Ask again; without an answer what was seen last stands."""
+        """Ask again; until an answer comes what was seen last stands, and nobody waits for it for long."""
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, name="hpcmagic-asks", daemon=True)
+            self._asking.start()
+        self._asking.join(ANSWER_S)
+
+    def _ask(self) -> None:
         seen = self.launcher.state(self.job.job_id)
         if seen.phase != "unknown":
             self.state, self._at_s = seen, time.monotonic()

@@ -91,6 +91,7 @@ def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
         try:
             found.keeper = directory.read_record(directory.state, KeeperState)
         except FileNotFoundError:
+            launcher.cancel(job_id)  # if the directory was only removed, the job would start for nobody
             raise LaunchError(
                 f"Session {request.session} was stopped elsewhere while it started.",
                 "Run the cell again to start it anew.",

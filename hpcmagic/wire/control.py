@@ -67,6 +67,7 @@ class SessionClient(ipyparallel.Client):
         self._cells: WeakValueDictionary[str, Pending] = WeakValueDictionary()  # a reply may overtake output
         self.name = client_name()
         self.heard_s = time.monotonic()  # when the keeper was last heard
+        self.warning = ""  # what it warns of, said with its last beat
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
         be_careful_client(context)
         context.setsockopt(zmq.LINGER, LINGER_MS)
@@ -112,8 +113,9 @@ class SessionClient(ipyparallel.Client):
         self._io_loop.add_callback(close)
         closed.wait(5)
 
-    def _on_beat(self, _message: Any) -> None:
+    def _on_beat(self, message: list[bytes]) -> None:
         self.heard_s = time.monotonic()
+        self.warning = message[0].decode(errors="replace")
 
     def _setup_profile_dir(self, *_: Any) -> None:
         """Look at no profile: addresses and keys come from the session's directory."""
@@ -161,9 +163,9 @@ class SessionClient(ipyparallel.Client):
                 answer.add_done_callback(lambda f, rank=rank: stands.update({rank: Stand(**f.result()["content"])}))
         return stands
 
-    def ask_keeper(self, verb: str) -> None:
+    def ask_keeper(self, verb: str, **what: str) -> None:
         """Ask the keeper for something; it answers by doing it."""
-        self._send(self._query_stream, verb, {})
+        self._send(self._query_stream, verb, what)
 
     def _dispatch_iopub(self, frames: Any) -> None:
         if bytes(frames[0]) == OUTPUT.encode():  # the topic
@@ -287,13 +289,18 @@ class Control:
         """Whether a rank works on this very request."""
         return self.client.unanswered(pending).get(stand.request) == stand.rank
 
-    def ask_keeper(self, verb: str) -> None:
+    def ask_keeper(self, verb: str, **what: str) -> None:
         """Ask the keeper to restart the ranks, or to have them write down where they stand."""
-        self.client.ask_keeper(verb)
+        self.client.ask_keeper(verb, **what)
 
     def silent_s(self) -> float:
         """Give the seconds for which the keeper has not been heard."""
         return max(0.0, time.monotonic() - self.client.heard_s)
+
+    @property
+    def warning(self) -> str:
+        """What the keeper warned of last."""
+        return self.client.warning
 
     @property
     def name(self) -> str:

@@ -20,8 +20,9 @@ REPLY = "hpcmagic_reply"
 OUTPUT = "hpcmagic_output"
 INTERRUPT = "hpcmagic_interrupt"
 WHERE = "hpcmagic_where"
-RESTART = "hpcmagic_restart"  # these two the keeper answers
+RESTART = "hpcmagic_restart"  # these the keeper answers
 DUMP = "hpcmagic_dump"
+ABANDON = "hpcmagic_abandon"  # a cell whose ranks wait for ever: it does not keep the session any more
 
 VALUE_LIMIT_NBYTES = 10_000_000  # a larger value stays on its rank and is described
 OUTPUT_LIMIT_NBYTES = 1_000_000  # a cell's output beyond this goes to the rank's log only

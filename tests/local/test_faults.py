@@ -5,7 +5,9 @@ docs/faults.md lists them. Who dies is killed as `kill -9` or the system's memor
 
 import json
 import os
+import re
 import signal
+import threading
 import time
 
 import psutil
@@ -226,24 +228,32 @@ def test_mpiexec_killed(home):
 
 
 WAYS = {
-    "SIGKILL": ("import os; os.kill(os.getpid(), 9)", "exited on signal 9 (Killed)"),
-    "segmentation fault": ("import ctypes; ctypes.string_at(0)", "exited on signal 11 (Segmentation fault)"),
-    "os._exit": ("import os; os._exit(3)", "Exit code: 3"),
-    "Abort": ("from mpi4py import MPI; MPI.COMM_WORLD.Abort(7)", "rank 1"),
+    "SIGKILL": ("import os; os.kill(os.getpid(), 9)", r"rank 1 exited on signal 9 \(Killed\)"),
+    "segmentation fault": (
+        "import ctypes; ctypes.string_at(0)",
+        r"rank 1 exited on signal 11 \(Segmentation fault\)",
+    ),
+    "os._exit": ("import os; os._exit(3)", "rank 1 Exit code: 3"),
+    "Abort": (
+        "from mpi4py import MPI; MPI.COMM_WORLD.Abort(7)",
+        r"rank 1 called Abort\(7\)|mpiexec: exit status 7\.",
+    ),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rank_ends_itself(home, way):
-    """A rank that ends itself ends the session; how it ended is said, what it had printed is there."""
+    """A rank that ends itself ends the session; how it ended is said, what it had printed is there.
+
+    Open MPI 4.1 loses the rank's number of some calls of Abort; the status is always said.
+    """
     session = hpcmagic.start(session="a", nodes=2)
     all_of_it = everyone(session)
     source, words = WAYS[way]
     with soon():
         error = raised(session, f"print('before', flush=True)\nimport time; time.sleep(0.5)\nif rank: {source}",
                        hpcmagic.SessionEnded)  # fmt: skip
-    assert words in error.message
-    assert "rank 1" in error.message
+    assert re.search(words, error.message)
     assert session.cells[0].output == "[0-1] before\n"
     assert all_gone(all_of_it)
 
@@ -252,7 +262,7 @@ def test_rank_stands_still(home, capsys, lines):
     """Ctrl-C names a rank that is stopped, and twice lets go of it; when it goes on, it hears the interrupt."""
     session = hpcmagic.start(session="a", nodes=2)
     pid = session.run("import os; os.getpid()")[1]
-    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.7, os.kill, (pid, signal.SIGSTOP)).start()
     try:
         interrupt_after(1, 8)
         with soon():

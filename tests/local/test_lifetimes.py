@@ -158,6 +158,26 @@ def test_a_running_cell_is_not_idle(home):
     session.stop()
 
 
+def test_stuck_ranks_keep_no_session(home):
+    """Ranks that wait for ever in MPI do not keep a session that nobody is connected to."""
+    code = """
+        import hpcmagic, os
+        s = hpcmagic.start(session="a", nodes=2, no_client_limit="0:02")
+        if not s.keeper_state().world:
+            os._exit(1)
+        try:
+            s.run("if rank == 0: 1 / 0\\ncomm.Barrier()")
+        except hpcmagic.RankError as error:
+            assert error.waiting
+            os._exit(0)
+    """
+    if subprocess.run([sys.executable, "-c", dedent(code)], timeout=60).returncode:
+        pytest.skip("there is no MPI here")
+    found = find(resolve({}), "a")
+    assert all_gone([psutil.Process(int(found.job.job_id.partition("@")[0]))], 30)
+    assert "no_client_limit" in hpcmagic.attach("a").ended
+
+
 def test_ranks_end_by_themselves(home):
     """Ranks that leave end the session."""
     session = hpcmagic.start(nodes=2, session="a")

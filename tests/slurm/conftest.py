@@ -2,19 +2,22 @@
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+BED = Path("/var/lib/hpcmagic-bed")
 SCRIPT = Path(__file__).with_name("cluster")
 USERS = ("alice", "bob", "carol")
 LACKING = 77  # the script's exit code where a machine cannot have a bed
 PROCESSES_MAY_TAKE = 5.0  # seconds after a test for its last processes to end
+FILES_MAY_TAKE = 3.0  # for SLURM to remove what it made for a step
 JOBS_MAY_TAKE = 3.0  # for its last job to end
 COMPLETING_MAY_TAKE = 15.0  # SLURM itself waits KillWait=10 s before it kills
 
@@ -129,6 +132,29 @@ def end(pids: dict[int, str]) -> None:
                 os.close(handle)
 
 
+def files() -> dict[str, Path]:
+    """What the bed's users have in /tmp and /dev/shm of each host: temporary files, shared memory."""
+    uids = {pwd.getpwnam(user).pw_uid for user in USERS}
+    found = {}
+    for host in ("hub", *Cluster.nodes):
+        pid = (BED / "run" / f"host.{host}").read_text().split()[0]
+        for folder in ("tmp", "dev/shm"):
+            for path in Path(f"/proc/{pid}/root", folder).iterdir():
+                with suppress(OSError):
+                    if path.lstat().st_uid in uids:
+                        found[f"{host}:/{folder}/{path.name}"] = path
+    return found
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def settled(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether the condition came true within that time."""
     end_of_wait = time.monotonic() + seconds
@@ -159,6 +185,7 @@ def cluster() -> Iterator[Cluster]:
             unavailable(done.stderr.strip().splitlines()[-1])
         pytest.fail(done.stderr.strip(), pytrace=False)
     bed.verb("reset")
+    remove(files().values())
     end(processes())  # strays of an earlier run: no test of this one shall be blamed for them
     yield bed
     if not was_up:
@@ -167,7 +194,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: Cluster) -> Iterator[None]:
-    """After each test: no job in the queue, no process of a user on the machine; else it fails."""
+    """After each test: no job in the queue, no process of a user, no file in a host's /tmp or shared memory."""
     yield
     settled(lambda: all(state == "COMPLETING" for _, _, state in cluster.jobs()), JOBS_MAY_TAKE)
     if all(state == "COMPLETING" for _, _, state in cluster.jobs()):
@@ -175,12 +202,18 @@ def nothing_left(cluster: Cluster) -> Iterator[None]:
     jobs = cluster.jobs()
     settled(lambda: bool(jobs) or not processes(), PROCESSES_MAY_TAKE)
     left = processes()
-    if not jobs and not left:
+    settled(lambda: bool(jobs or left) or not files(), FILES_MAY_TAKE)
+    kept = files()
+    remove(kept.values())
+    if not jobs and not left and not kept:
         return
     if jobs:
         cluster.hub("scancel", *(job for job, _, _ in jobs))
     end(left)
-    cluster.verb("reset")
-    settled(lambda: not (end(processes()) or processes()), PROCESSES_MAY_TAKE)
+    if jobs or left:
+        cluster.verb("reset")
+        settled(lambda: not (end(processes()) or processes()), PROCESSES_MAY_TAKE)
+        remove(files().values())
     lines = [" ".join(("job", *job)) for job in jobs] + [f"process {line}" for line in left.values()]
+    lines += [f"file {name}" for name in kept]
     pytest.fail("left behind by this test (and ended now):\n" + "\n".join(lines), pytrace=False)

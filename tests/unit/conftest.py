@@ -66,7 +66,7 @@ def said(monkeypatch):
     answers_to = {"sinfo": sinfo}
     asked = []
 
-    def run(command, *, stdin=None):
+    def run(command, *, stdin=None, timeout_s=0):
         asked.append((list(command), stdin))
         answer = answers_to.get(command[0], (127, "", f"{command[0]} was not expected"))
         if isinstance(answer, Exception):

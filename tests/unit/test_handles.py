@@ -44,6 +44,10 @@ class Holder:
         if self.ended:
             raise SessionEnded(f"Session demo has ended: {self.ended}.", "Start again.")
 
+    def look(self, now_s):  # noqa: ARG002  # as a session has it
+        """Do so."""
+        self.require_alive()
+
     def note_error(self, error):
         """Keep it."""
         self.last_error = error
