@@ -41,6 +41,8 @@ WRONG_WORLD = 78  # exit status by which a rank says that MPI's world is not the
 NO_MPI = 79  # … that mpi4py or its library cannot be loaded
 KEEPER_GONE = 80  # … that its keeper no longer runs
 TERMINATED = "it was told to end (SIGTERM)"  # a cause that the batch system may know better
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOKS, LOOK_AGAIN_S = 3, 0.05  # at a record that makes no sense: a full disk lets it be written in place only
 ENDED_KEPT = 20  # directories of ended sessions that stay readable
 
 
@@ -179,24 +181,38 @@ class SessionDirectory:
                 with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as out:
                     out.write(text)
                 fresh.replace(path)
-            except OSError:
+            except OSError as error:
                 fresh.unlink(missing_ok=True)
-                raise
+                if error.errno not in FULL or not path.exists():
+                    raise
+                _overwrite(path, text)
 
     def write_record(self, path: Path, record: Any) -> None:
         """Write a dataclass as JSON."""
         self.write(path, json.dumps(asdict(record), indent=1))
 
     def read_record(self, path: Path, kind: type[T]) -> T | None:
-        """Read what `write_record` wrote; None while it is not there."""
-        os.scandir(path.parent).close()  # NFS: look the name up anew, an absence may be cached
-        try:
-            raw = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # T is always a dataclass
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
-        return kind(**values)
+        """Read what `write_record` wrote; None while it is not there.
+
+        Raises
+        ------
+        LaunchError
+            It is damaged.
+        """
+        for _ in range(LOOKS):
+            os.scandir(path.parent).close()  # NFS: look the name up anew, an absence may be cached
+            try:
+                raw = json.loads(path.read_text())
+                known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # T is always a dataclass
+                return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
+            except FileNotFoundError:
+                return None
+            except (ValueError, TypeError, AttributeError):
+                time.sleep(LOOK_AGAIN_S)
+        raise LaunchError(
+            f"{path} is damaged: it is no record of a session's.",
+            f"`%hpc stop {path.parent.name}` clears the session away; its variables are lost.",
+        )
 
     def age_s(self) -> float:
         """Give the seconds since the directory last changed."""
@@ -215,10 +231,11 @@ class SessionDirectory:
         found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{re.escape(name)}~(\d+)", p.name))}
         return cls(found[max(found)]) if found else None
 
-    def where_it_is(self) -> Self:
-        """Give it where it was put aside, if it was: cells and log are read on."""
+    def where_it_is(self, request: Request) -> Self:
+        """Give it where it was put aside, if it was, and not another of its name: cells and log are read on."""
         aside = None if self.path.exists() else self.latest_ended(self.path.parent, self.path.name)
-        return aside or self
+        told = None if aside is None else aside.read_record(aside.request, Request)
+        return aside if aside is not None and told and told.server_public == request.server_public else self
 
     def put_aside(self) -> None:
         """Move an ended session's directory away, so that its name is free and its log readable."""
@@ -255,6 +272,13 @@ def require_private(path: Path) -> None:
             f"{path} has mode {mode:04o}: others on this system could read the session's keys.",
             f"Close it with `chmod {wanted} {path}`, or name another `session_dir` in your profile.",
         )
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Write into the room that a file has already: a full disk has no other. A reader may see a half, once."""
+    data = text.encode()
+    with path.open("r+b", buffering=0) as file:
+        file.write(data.ljust(os.fstat(file.fileno()).st_size))
 
 
 @contextmanager

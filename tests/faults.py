@@ -39,7 +39,7 @@ class Kernel:
         for line in self.process.stdout:
             self.said += line
 
-    def wait_for(self, words, seconds=60):
+    def wait_for(self, words):
         """Wait until it has said something."""
         eventually(lambda: words in self.said or (self.process.poll() is not None and not self._reader.is_alive()))
         assert words in self.said, self.said

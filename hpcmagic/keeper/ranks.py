@@ -205,7 +205,10 @@ CAUSES = (  # the first that is found; memory before the ranks that SLURM kills 
     (r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>[^\n]+)", RANK),
     (r"process rank (?P<rank>\d+) with PID \d+ on\s+node\s+\S+ (?P<how>exited on signal \d+ \([^)]*\))", RANK),
     (r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+(?P<how>Exit code:\s+\d+)", RANK),
-    (r"MPI_ABORT was invoked on rank (?P<rank>\d+)[\s\S]{0,200}?[Ee]rrorcode:? (?P<code>-?\d+)", "rank {rank} called Abort({code})"),
+    (
+        r"MPI_ABORT was invoked on rank (?P<rank>\d+)[\s\S]{0,200}?[Ee]rrorcode:? (?P<code>-?\d+)",
+        "rank {rank} called Abort({code})",
+    ),
 )
 
 

@@ -6,6 +6,8 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import JobState, Launcher
@@ -18,6 +20,7 @@ from hpcmagic.notebook.status import Status, status_of
 from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
+T = TypeVar("T")
 LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 ASK_AT_ONCE = 8  # jobs, of the batch system
 
@@ -141,15 +144,23 @@ def stop_found(found: Found) -> None:
 
 
 def _read(directory: SessionDirectory) -> Found:
-    request = directory.read_record(directory.request, Request) or HALF
+    request = _whole(directory, directory.request, Request) or HALF
     request = replace(request, session=request.session or directory.path.name)
-    job = directory.read_record(directory.job, JobRecord)
-    return Found(directory, request, job, directory.read_record(directory.state, KeeperState))
+    job = _whole(directory, directory.job, JobRecord)
+    return Found(directory, request, job, _whole(directory, directory.state, KeeperState))
+
+
+def _whole(directory: SessionDirectory, path: Path, kind: type[T]) -> T | None:
+    """Give a record, or None where it is damaged: that of one session must not hide the others."""
+    try:
+        return directory.read_record(path, kind)
+    except LaunchError:
+        return None
 
 
 def _status(found: Found) -> Status:
     seen = found.job_state()
     job = found.job or JobRecord(found.request.launcher, "", time.time())
     local = found.request.launcher == "local"
-    elapsed_s = time.time() - job.submitted if local else seen.elapsed_s
+    elapsed_s = max(0.0, time.time() - job.submitted) if local else seen.elapsed_s
     return status_of(found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s)

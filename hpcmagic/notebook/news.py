@@ -16,6 +16,11 @@ class News:
         self._restarts: int | None = None  # as this kernel knows it
         self.restarting = False  # this kernel itself has asked for it
 
+    @property
+    def restarts(self) -> int:
+        """How often the ranks that this kernel knows were started anew."""
+        return self._restarts or 0
+
     def knows_restarts(self, keeper: KeeperState) -> bool:
         """Whether the ranks are those that this kernel knows; from now on it knows these."""
         known, self._restarts = self._restarts, keeper.restarts

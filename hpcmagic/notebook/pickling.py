@@ -1,4 +1,4 @@
-"""The user's values on their way to the ranks: pickled once, and the culprit named when that fails."""
+"""The user's values on their way to the ranks and back: pickled once, and the culprit named when that fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 
 from hpcmagic.errors import DataError
-from hpcmagic.wire.messages import Pickled
+from hpcmagic.wire.messages import Pickled, Reply
 
 LOOKED_AT = 10_000  # objects to look at for the culprit
 DEPTH = 8
@@ -90,3 +90,20 @@ def _function_parts(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name in function.__code__.co_names:
         if name in function.__globals__:
             yield f".<global {name}>", function.__globals__[name]
+
+
+def loaded(name: str, reply: Reply) -> Any:
+    """Give a value that a rank has sent.
+
+    Raises
+    ------
+    DataError
+        It cannot be loaded here.
+    """
+    try:
+        return reply.pulled[name].load()
+    except Exception as error:  # a module that only the ranks have, a class of their own
+        raise DataError(
+            f"`{name}` of rank {reply.rank} cannot be loaded here: {type(error).__name__}: {error}.",
+            "Install what it needs here too, or pull a plainer form of it.",
+        ) from error

@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from hpcmagic.errors import CellError, DataError, HpcMagicError, SessionEnded
+from hpcmagic.errors import CellError, HpcMagicError, SessionEnded
 from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
@@ -25,7 +25,7 @@ from hpcmagic.notebook.following import ASK_S, Following, require_not_stuck
 from hpcmagic.notebook.handles import Cell, Cells, all_cells
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
-from hpcmagic.notebook.pickling import pickle_for_ranks
+from hpcmagic.notebook.pickling import loaded, pickle_for_ranks
 from hpcmagic.notebook.restarting import restart
 from hpcmagic.notebook.status import JobSeen, Status, status_of
 from hpcmagic.notebook.syntax import check_syntax
@@ -161,11 +161,8 @@ class Session:
         if not isinstance(cell.source, str):
             raise CellError(f"A cell is text, not {type(cell.source).__name__}.", "Pass its source.")
         check_syntax(cell)
-        chosen = self.chosen(ranks)
-        self.require_alive()
-        require_not_stuck(self, chosen)
-        cell_id = secrets.token_hex(6)
-        pending = self.control_path().send(cell, chosen, cell_id)
+        chosen, cell_id = self.chosen(ranks), secrets.token_hex(6)
+        pending = self._send(cell, chosen, cell_id)
         sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=self.control_path().name, pending=pending)
         self._live[cell_id] = sent
         pending.at_end(lambda: self._forget(cell_id))
@@ -215,7 +212,7 @@ class Session:
         with self.noted_errors():
             replies = self._ask(Pull(names), self.chosen(ranks))
             self._raise(replies)
-        per_rank = tuple(PerRank({r.rank: _loaded(name, r) for r in replies}) for name in names)
+        per_rank = tuple(PerRank({r.rank: loaded(name, r) for r in replies}) for name in names)
         return per_rank[0] if len(names) == 1 else per_rank
 
     def restart(self) -> None:
@@ -242,7 +239,7 @@ class Session:
         try:
             keeper = self.keeper_state()
         except FileNotFoundError:
-            keeper = KeeperState("ended", cause=self.ended or "stopped")
+            keeper = KeeperState("ended", cause=self.ended or "it was stopped")
         return status_of(
             self.request, self.job, keeper, self.seen.state, elapsed_s=self.elapsed_s(), left_s=self.left_s()
         )
@@ -250,10 +247,10 @@ class Session:
     def stop(self) -> None:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""
         if not self.ended:
-            self.ended = "stopped"
+            self.ended = "it was stopped"
         self._let_go()
         stop(self.directory, self.launcher, self.job)
-        self.directory = self.directory.where_it_is()
+        self.directory = self.directory.where_it_is(self.request)
 
     def log(self, rank: int | None = None, lines: int = 40) -> str:
         """Give the last lines of the job's log, or of one rank's."""
@@ -284,7 +281,7 @@ class Session:
             There is none any more.
         """
         if self.control is None:
-            raise self._ended(self.ended or "stopped")
+            raise self._ended(self.ended or "it was stopped")
         return self.control
 
     def require_alive(self) -> None:
@@ -301,7 +298,7 @@ class Session:
             keeper = self.keeper_state()
         except FileNotFoundError:
             self.launcher.cancel(self.job.job_id)  # if the directory was only removed, the job would run on
-            raise self._ended("its directory is gone: it was stopped elsewhere, or the directory removed") from None
+            raise self._ended(self._cause_aside() or "its directory is gone: somebody has removed it") from None
         if keeper.phase == "ended":
             raise self._ended(cause_of_end(keeper, self.launcher, self.job))
         own, warned = (self.control.name, self.control.warning) if self.control is not None else ("", "")
@@ -339,11 +336,16 @@ class Session:
             self.note_error(error)
             raise
 
-    def _ask(self, message: Any, ranks: Sequence[int]) -> list[Reply]:
-        """Send a request that is no cell, and wait for all replies; Ctrl-C withdraws it."""
+    def _send(self, message: Any, ranks: Sequence[int], cell_id: str = "") -> Pending:
         self.require_alive()
         require_not_stuck(self, ranks)
-        pending = self.control_path().send(message, ranks)
+        pending = self.control_path().send(message, ranks, cell_id)
+        pending.restarts = self._news.restarts
+        return pending
+
+    def _ask(self, message: Any, ranks: Sequence[int]) -> list[Reply]:
+        """Send a request that is no cell, and wait for all replies; Ctrl-C withdraws it."""
+        pending = self._send(message, ranks)
         line, began_s = output.StatusLine(), time.monotonic()
         try:
             while not pending.wait(LOOK_S):
@@ -361,7 +363,7 @@ class Session:
     def _require_all(self, pending: Pending) -> None:
         if pending.lost:
             self._wait_for_word()
-            if not self._news.knows_restarts(self.keeper_state()):
+            if self.keeper_state().restarts != pending.restarts:
                 raise SessionEnded(
                     f"The ranks of session {self.name} were restarted elsewhere: their variables are gone.",
                     "Run your cells again from where variables are made.",
@@ -381,10 +383,16 @@ class Session:
     def _ended(self, cause: str) -> SessionEnded:
         self.ended = self.ended or cause
         self._let_go()
-        self.directory = self.directory.where_it_is()
+        self.directory = self.directory.where_it_is(self.request)
         error = ended_error(self.name, cause, self.request)
         self.note_error(error)
         return error
+
+    def _cause_aside(self) -> str:
+        """Give why the session ended, if another of the user's notebooks has put its directory aside."""
+        aside = self.directory.where_it_is(self.request)
+        keeper = aside.read_record(aside.state, KeeperState) if aside is not self.directory else None
+        return "" if keeper is None else cause_of_end(keeper, self.launcher, self.job) or "it was stopped"
 
     def _let_go(self) -> None:
         """Close the way to ranks that are gone; whoever waits for them is told."""
@@ -398,16 +406,6 @@ class Session:
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)
         if error is not None:
             raise error
-
-
-def _loaded(name: str, reply: Reply) -> Any:
-    try:
-        return reply.pulled[name].load()
-    except Exception as error:  # a module that only the ranks have, a class of their own
-        raise DataError(
-            f"`{name}` of rank {reply.rank} cannot be loaded here: {type(error).__name__}: {error}.",
-            "Install what it needs here too, or pull a plainer form of it.",
-        ) from error
 
 
 def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:

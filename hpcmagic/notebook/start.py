@@ -31,6 +31,7 @@ from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
 from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
+from hpcmagic.wire.descriptors import require_descriptors
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 ASKING_SIZES = (*SIZES, "partition", "account", "qos", "constraint")
@@ -62,6 +63,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
         raise LaunchError(
             "This is a rank of a session: it starts none of its own.", "Start sessions from the notebook."
         )
+    require_descriptors()
     resources, launcher = plan(options)
     name = session or frontend.session_name()[0]
     require_name(name)

@@ -102,10 +102,11 @@ def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
             raise _not_started(found, found.keeper.cause)
         now = time.monotonic()
         if now >= ask_at:
-            seen = found.seen = launcher.state(job_id)
+            before, seen = seen, launcher.state(job_id)
+            found.seen = seen
             ask_s = min(ask_s * 1.5, ASK_S[1])
             ask_at = now + ask_s
-            if seen.hopeless:
+            if seen.hopeless and before.reason == seen.reason:  # SLURM's first word may be another than its second
                 raise _never_starts(found, launcher, seen)
             if seen.phase == "ended":
                 ended_at = ended_at or now

@@ -33,6 +33,7 @@ from hpcmagic.wire.crypto import (
     load_signing_key,
     require_encrypted,
 )
+from hpcmagic.wire.descriptors import require_descriptors
 from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.messages import (
     INTERRUPT,
@@ -225,6 +226,7 @@ class Control:
         ChannelError
             The keeper does not answer.
         """
+        require_descriptors()
         connection = directory.read_record(directory.connection, Connection)
         if connection is None:
             raise ChannelError("The session has no connection.json.", "See `%hpc log`.")
@@ -261,7 +263,7 @@ class Control:
         if gone:
             named = ", ".join(map(str, gone))
             raise PeerLost(
-                f"Rank{'s' if len(gone) > 1 else ''} {named} cannot be reached.",
+                f"No longer connected: rank {named}.",
                 "See `%hpc log`; `%hpc restart` starts them anew.",
             )
         pending = Pending(ranks, cell)

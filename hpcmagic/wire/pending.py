@@ -26,6 +26,7 @@ class Pending:
         self.cell = cell
         self.replies: dict[int, Reply] = {}
         self.lost: set[int] = set()
+        self.restarts = 0  # how often the ranks had been started anew when it was sent
         self.on_end: list[Callable[[], None]] = []
         self._pieces: dict[int, dict[int, tuple[Output, ...]]] = {rank: {} for rank in self.ranks}
         self._given: dict[int, int] = dict.fromkeys(self.ranks, 0)

@@ -161,7 +161,7 @@ def test_a_running_cell_is_not_idle(home):
 def test_stuck_ranks_keep_no_session(home):
     """Ranks that wait for ever in MPI do not keep a session that nobody is connected to."""
     code = """
-        import hpcmagic, os
+        import hpcmagic, os, time
         s = hpcmagic.start(session="a", nodes=2, no_client_limit="0:02")
         if not s.keeper_state().world:
             os._exit(1)
@@ -169,6 +169,7 @@ def test_stuck_ranks_keep_no_session(home):
             s.run("if rank == 0: 1 / 0\\ncomm.Barrier()")
         except hpcmagic.RankError as error:
             assert error.waiting
+            time.sleep(1)
             os._exit(0)
     """
     if subprocess.run([sys.executable, "-c", dedent(code)], timeout=60).returncode:

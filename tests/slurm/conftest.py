@@ -16,6 +16,7 @@ BED = Path("/var/lib/hpcmagic-bed")
 SCRIPT = Path(__file__).with_name("cluster")
 USERS = ("alice", "bob", "carol")
 LACKING = 77  # the script's exit code where a machine cannot have a bed
+OPEN_MPI = "ompi."  # its folder for all runs of a user stays, what a run makes in it must not
 PROCESSES_MAY_TAKE = 5.0  # seconds after a test for its last processes to end
 FILES_MAY_TAKE = 3.0  # for SLURM to remove what it made for a step
 JOBS_MAY_TAKE = 3.0  # for its last job to end
@@ -141,7 +142,8 @@ def files() -> dict[str, Path]:
         for folder in ("tmp", "dev/shm"):
             for path in Path(f"/proc/{pid}/root", folder).iterdir():
                 with suppress(OSError):
-                    if path.lstat().st_uid in uids:
+                    empty = path.name.startswith(OPEN_MPI) and not any(path.iterdir())
+                    if path.lstat().st_uid in uids and not empty:
                         found[f"{host}:/{folder}/{path.name}"] = path
     return found
 

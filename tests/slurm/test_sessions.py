@@ -122,9 +122,10 @@ def test_time_limit(cluster, alice):
         assert "time limit" in refused(alice, call).lower()
 
 
-def test_directory_that_nodes_do_not_see(alice):
+def test_directory_that_nodes_do_not_see(cluster, alice):
     """A session_dir on the hub's own disk is named as the cause, with the mend."""
     said = refused(alice, "hpcmagic.start(session='t', launcher='slurm', time='5', session_dir='/tmp/mine')")
+    cluster.hub("rm", "-r", "/tmp/mine")  # its log is kept there
     assert "do not see /tmp/mine/t" in said
     assert "session_dir" in said
 
