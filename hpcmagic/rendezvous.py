@@ -181,15 +181,27 @@ class SessionDirectory:
                 with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as out:
                     out.write(text)
                 fresh.replace(path)
-            except OSError as error:
+            except OSError:
                 fresh.unlink(missing_ok=True)
-                if error.errno not in FULL or not path.exists():
-                    raise
-                _overwrite(path, text)
+                raise
 
     def write_record(self, path: Path, record: Any) -> None:
         """Write a dataclass as JSON."""
         self.write(path, json.dumps(asdict(record), indent=1))
+
+    def rewrite_record(self, path: Path, record: Any) -> None:
+        """Do so where it must be possible on a full disk too: into the room that the file has already.
+
+        A reader may then see a half, and looks again.
+        """
+        try:
+            self.write_record(path, record)
+        except LaunchError as error:
+            if getattr(error.__cause__, "errno", 0) not in FULL or not path.exists():
+                raise
+            with disk_errors(path), path.open("r+b", buffering=0) as file:
+                data = json.dumps(asdict(record), indent=1).encode()
+                file.write(data.ljust(os.fstat(file.fileno()).st_size))
 
     def read_record(self, path: Path, kind: type[T]) -> T | None:
         """Read what `write_record` wrote; None while it is not there.
@@ -237,6 +249,10 @@ class SessionDirectory:
         told = None if aside is None else aside.read_record(aside.request, Request)
         return aside if aside is not None and told and told.server_public == request.server_public else self
 
+    def is_aside(self) -> bool:
+        """Whether this is an ended session's directory that was put aside."""
+        return self.path.parent.name == "ended"
+
     def put_aside(self) -> None:
         """Move an ended session's directory away, so that its name is free and its log readable."""
         self.forget_keys()
@@ -272,13 +288,6 @@ def require_private(path: Path) -> None:
             f"{path} has mode {mode:04o}: others on this system could read the session's keys.",
             f"Close it with `chmod {wanted} {path}`, or name another `session_dir` in your profile.",
         )
-
-
-def _overwrite(path: Path, text: str) -> None:
-    """Write into the room that a file has already: a full disk has no other. A reader may see a half, once."""
-    data = text.encode()
-    with path.open("r+b", buffering=0) as file:
-        file.write(data.ljust(os.fstat(file.fileno()).st_size))
 
 
 @contextmanager

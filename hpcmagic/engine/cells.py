@@ -8,6 +8,7 @@ RunCell ─► RankShell.run_cell_async ─┬─ what it puts out    ─► Cap
 from __future__ import annotations
 
 import asyncio
+import builtins
 import ctypes
 import os
 import sys
@@ -24,6 +25,8 @@ from traitlets import Type
 from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
 from hpcmagic.engine.tracebacks import CELL, raised_by
 from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Output, Pickled, Pull, Push, Reply, RunCell
+
+GIVEN = ("rank", "size", "comm")  # builtins of every rank
 
 
 class RankShell(ZMQInteractiveShell):
@@ -171,18 +174,19 @@ class CellRunner:
         return Reply(self.rank)
 
     def _pull(self, names: tuple[str, ...]) -> Reply:
-        namespace = self.shell.user_ns
+        given = {name: vars(builtins)[name] for name in GIVEN if name in vars(builtins)}
+        namespace = {**given, **self.shell.user_ns}
         for name in names:
             if name not in namespace:
                 raise NameError(f"name {name!r} is not defined")
-        return Reply(self.rank, pulled={name: self._pulled(name) for name in names})
+        return Reply(self.rank, pulled={name: _pulled(name, namespace[name]) for name in names})
 
-    def _pulled(self, name: str) -> Pickled:
-        value = self.shell.user_ns[name]
-        try:
-            return pickle_value(value)
-        except Exception as error:  # a user's __reduce__ may raise anything
-            raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
+
+def _pulled(name: str, value: Any) -> Pickled:
+    try:
+        return pickle_value(value)
+    except Exception as error:  # a user's __reduce__ may raise anything
+        raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
 
 
 def _run_to_end(coroutine: Any) -> Any:

@@ -39,12 +39,15 @@ from hpcmagic.wire.messages import (
     REPLY,
     REQUEST,
     WHERE,
+    WITHDRAWN,
     Output,
     Raised,
     Reply,
     from_frames,
     to_frames,
 )
+
+AGAIN_S = 0.01
 
 
 class _NoSubshells:
@@ -76,13 +79,14 @@ class RankKernel(IPythonParallelKernel):
         self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
         self._running = self._cell = ""  # the request that the main thread works on, and its cell
+        self._answered: deque[str] = deque(maxlen=1000)
         self._given_up: deque[str] = deque(maxlen=1000)  # requests and cells to answer without doing them
 
     def _withdrawn(self) -> Reply | None:
         """Answer a request that was interrupted while it waited behind another one."""
         if not {self._running, self._cell} & set(self._given_up):
             return None
-        return Reply(self.engine_id, raised=Raised("KeyboardInterrupt", "before the cell began", (), ""))
+        return Reply(self.engine_id, raised=WITHDRAWN)
 
     async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer one message of the notebook's."""
@@ -91,6 +95,7 @@ class RankKernel(IPythonParallelKernel):
         try:
             reply = self._withdrawn() or await self.cells.answer(from_frames(parent["buffers"]), cell)
         finally:
+            self._answered.append(self._cell)
             self._running = self._cell = ""
         content = {"status": "ok", "cell": cell, "rank": self.engine_id, "raised": _name_of(reply.raised)}
         self.session.send(stream, REPLY, content, parent=parent, ident=ident, buffers=to_frames(reply))
@@ -111,9 +116,10 @@ class RankKernel(IPythonParallelKernel):
         request = parent["content"].get("request") or parent["content"]["cell"]
         if request in (self._running, self._cell):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        else:
+        elif request not in self._answered:
             self._given_up.append(request)
-        self.session.send(stream, f"{INTERRUPT}_reply", {"status": "ok"}, parent=parent, ident=ident)
+        told = {"status": "ok", "withdrawn": request in self._given_up}
+        self.session.send(stream, f"{INTERRUPT}_reply", told, parent=parent, ident=ident)
 
     def on_sigint(self, _signal: int, frame: Any) -> None:
         """Raise KeyboardInterrupt if a cell's code is running, and nowhere else."""
@@ -122,6 +128,12 @@ class RankKernel(IPythonParallelKernel):
         if self.cells.task is not None:
             self.cells.interrupted = True
             self.io_loop.asyncio_loop.call_soon_threadsafe(self.cells.task.cancel)
+        elif self._running:  # IPython is between two of the cell's statements: the next one is not to be spared
+            threading.Timer(AGAIN_S, self._interrupt_again, (self._running,)).start()
+
+    def _interrupt_again(self, request: str) -> None:
+        if request == self._running:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def pre_handler_hook(self) -> None:
         """Keep our SIGINT handler: the stock one may raise between cell and reply."""

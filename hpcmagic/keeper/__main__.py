@@ -74,7 +74,7 @@ class Keeper:
     def tell(self, **changes: Any) -> None:
         """Change the state and write it down."""
         self.state = replace(self.state, **changes)
-        self.directory.write_record(self.directory.state, self.state)
+        self.directory.rewrite_record(self.directory.state, self.state)
 
     def try_to_tell(self, **changes: Any) -> None:
         """Do so of what can wait: a disk that is full now does not end a session."""

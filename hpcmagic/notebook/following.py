@@ -221,7 +221,8 @@ class Following:
             place = self.session.place_of(self.cell)
             raise CellError(
                 f"Let go of {self.cell.name}; {output.ranks_in_words(left)} run{'s' if len(left) == 1 else ''} on.",
-                f"`hpcmagic.attach({self.session.name!r}).cells[{place}].result()` comes back to it; "
+                f"`hpcmagic.attach({self.session.name!r}).cells[{place}].result()` comes back to it "
+                f"(`import hpcmagic` first); "
                 f"`%hpc cancel {place}` interrupts it again, `%hpc restart` ends it.",
             ) from None
 
@@ -277,9 +278,11 @@ def dumped_stands(session: Session, ranks: Sequence[int]) -> dict[int, Stand]:
     sizes = {rank: _size(directory.where(rank)) for rank in ranks}
     session.control_path().ask_keeper(DUMP)
     deadline = time.monotonic() + DUMP_S
-    while time.monotonic() < deadline and any(_size(directory.where(r)) <= sizes[r] for r in ranks):
+    while True:  # it is written in pieces
+        stands = {rank: _dumped(session, rank, sizes[rank]) for rank in ranks}
+        if all(stand.where for stand in stands.values()) or time.monotonic() >= deadline:
+            return stands
         time.sleep(0.05)
-    return {rank: _dumped(session, rank, sizes[rank]) for rank in ranks}
 
 
 def _dumped(session: Session, rank: int, begin: int) -> Stand:

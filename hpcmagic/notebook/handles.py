@@ -10,10 +10,9 @@ import contextlib
 import html
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcmagic.errors import CellError, HpcMagicError, SessionEnded, StillRunning
 from hpcmagic.notebook import frontend, output
@@ -303,9 +302,16 @@ class Cell:
     def add_done_callback(self, callback: Callable[[Cell], Any]) -> None:
         """Call ``callback(cell)`` once it is over: at once if it is, else later in a thread of hpcmagic's."""
         if self.pending is not None:
-            self.pending.at_end(lambda: callback(self))
+            self.pending.at_end(lambda: self._call(callback))
         else:
             in_thread(lambda: (self.wait(), callback(self)))
+
+    def _call(self, callback: Callable[[Cell], Any]) -> None:
+        """Call at once, but never in the thread that owns the sockets: the callback may want to run cells."""
+        if threading.current_thread() is threading.main_thread():
+            callback(self)
+        else:
+            in_thread(lambda: callback(self))
 
     def __await__(self) -> Generator[Any, None, PerRank | None]:
         """Wait without blocking the notebook's loop; gives what `result` gives."""
@@ -378,43 +384,3 @@ def _end(pieces: Sequence[Output]) -> list[Output]:
 def in_thread(work: Callable[[], Any]) -> None:
     """Do something beside, in a thread that holds nobody up."""
     threading.Thread(target=work, name="hpcmagic-handle", daemon=True).start()
-
-
-class Cells(Sequence[Cell]):
-    """Every cell of a session, in the order in which they were sent."""
-
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._cells = list(cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    @overload
-    def __getitem__(self, index: int) -> Cell: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Cell]: ...
-    def __getitem__(self, index: int | slice) -> Cell | list[Cell]:
-        """Give a cell by its place, the first being 0."""
-        return self._cells[index]
-
-    def __repr__(self) -> str:
-        return "\n".join(f"[{place}] {cell!r}"[:160] for place, cell in enumerate(self._cells)) or "no cells yet"
-
-
-def all_cells(session: Holder, live: Mapping[str, Cell]) -> Cells:
-    """Give a session's cells: this kernel's own that still run, all others by the journal."""
-    found: dict[str, Cell] = {}
-    for cell_id, (_, path) in cell_paths(session.directory.cells).items():
-        cell = live.get(cell_id) or from_journal(session, cell_id, path)
-        if cell is not None:
-            found[cell_id] = cell
-    return Cells([*found.values(), *(cell for cell_id, cell in live.items() if cell_id not in found)])
-
-
-def from_journal(session: Holder, cell_id: str, path: Path) -> Cell | None:
-    """Give a cell as the journal tells of it; None while its first record is not whole."""
-    first = next(read_records(path), None)
-    if first is None or first[0].kind != "cell":
-        return None
-    head, sent = first[0].head, from_frames(first[0].frames)
-    return Cell(session, cell_id, sent.source, head["name"], head["ranks"], client=head["client"], sent=head["sent"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import time
 from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
-from hpcmagic.errors import DataError, ProfileError, SessionEnded
-from hpcmagic.notebook import output, start
+from hpcmagic.errors import DataError, HpcMagicError, ProfileError, SessionEnded
+from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.options import (
     HelpAsked,
     OptionParser,
@@ -115,6 +117,10 @@ class HpcMagics(Magics):
         if options.push:
             names = [name for name in options.push.split(",") if name]
             session.push(ranks=options.ranks, **self._values(names))
+        if options.out and (not options.out.isidentifier() or keyword.iskeyword(options.out)):
+            raise ProfileError(f"--out {options.out!r} is not a name for a variable.", "Write e.g. `--out result`.")
+        if options.timeout is not None and not options.timeout > 0:
+            raise ProfileError(f"--timeout {options.timeout:g} is not a time.", "Write seconds, e.g. `--timeout 60`.")
         if options.asynchronous and options.local:
             raise ProfileError("`-a` and `--local` do not go together.", "Leave one of them out.")
         if options.asynchronous:
@@ -144,21 +150,33 @@ class HpcMagics(Magics):
         if cell is not None:
             check_syntax(cell)
         resources = chosen_resources(options)
-        name = options.session or self.session_name
-        session = self.held.get(name) if name else None
-        if session is not None and self._is_alive(session):
+        name = options.session or self.session_name or frontend.session_name()[0]
+        session = self.held.get(name)
+        if session is not None and self._is_alive(session, asked=bool(resources)):
             start.require_same(session.request, resolve(resources))
         else:
-            session = start.start(session=name, keep=options.keep, unasked=False, **resources)
-            self.held[session.name] = session
+            session = self._started(name, options, resources)
         self.session_name = session.name
         return session
 
-    def _is_alive(self, session: Session) -> bool:
-        """Whether a session that we hold still lives; forget it if not."""
+    def _started(self, name: str, options: argparse.Namespace, resources: dict[str, Any]) -> Session:
+        """Start or pick up a session; one that the user stopped waiting for stays this notebook's."""
+        try:
+            session = start.start(session=name, keep=options.keep, unasked=False, **resources)
+        except HpcMagicError:
+            if find_anywhere(name) is not None:
+                self.session_name = name
+            raise
+        self.held[session.name] = session
+        return session
+
+    def _is_alive(self, session: Session, *, asked: bool) -> bool:
+        """Whether a session that we hold still lives; if not, only who asks for resources gets another."""
         try:
             session.require_alive()
         except SessionEnded:
+            if not asked:
+                raise
             del self.held[session.name]
             return False
         return True

@@ -14,7 +14,7 @@ class News:
         self._others: tuple[str, ...] = ()
         self._warning = ""
         self._restarts: int | None = None  # as this kernel knows it
-        self.restarting = False  # this kernel itself has asked for it
+        self._expected = 0  # restarts that this kernel itself has asked for
 
     @property
     def restarts(self) -> int:
@@ -24,7 +24,14 @@ class News:
     def knows_restarts(self, keeper: KeeperState) -> bool:
         """Whether the ranks are those that this kernel knows; from now on it knows these."""
         known, self._restarts = self._restarts, keeper.restarts
-        return self.restarting or known in (None, keeper.restarts)
+        news = 0 if known is None else keeper.restarts - known
+        own = min(news, self._expected)
+        self._expected -= own
+        return news == own
+
+    def expect_restart(self) -> None:
+        """Know that the next one is this kernel's own."""
+        self._expected = 1
 
     def tell(self, keeper: KeeperState, own: str) -> None:
         """Say what has changed since the last time.

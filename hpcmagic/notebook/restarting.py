@@ -26,21 +26,31 @@ def restart(session: Session) -> None:
     LaunchError
         The user stopped waiting; the restart goes on.
     """
+    _wait(session, session.keeper_state().restarts, set(session.control_path().engines()))
+
+
+def wait_if_restarting(session: Session) -> None:
+    """Wait for new ranks where somebody has asked for them and did not wait, or has asked just now."""
+    if len(session.control_path().engines()) < session.size:
+        session.require_alive()
+        _wait(session, None, set())
+
+
+def _wait(session: Session, restarts: int | None, former: set[str]) -> None:
+    """Wait for ranks that are not the former ones; with the number of `restarts` so far, ask for one more."""
     control, line, began_s = session.control_path(), output.StatusLine(), time.monotonic()
-    restarts, former = session.keeper_state().restarts, set(control.engines())
-    asked_s = began_s
-    control.ask_keeper(RESTART)
+    asked_s = 0.0
     try:
         while True:
             keeper = session.keeper_state()
-            begun = keeper.restarts > restarts
+            begun = restarts is None or keeper.restarts > restarts
             if begun and keeper.phase == "ready" and len(set(control.engines()) - former) == session.size:
                 break
             now = time.monotonic()
-            session.look(now)
             if not begun and now - asked_s > ASK_AGAIN_S:
                 asked_s = now
                 control.ask_keeper(RESTART)
+            session.look(now)
             there = len(keeper.ranks) if begun else 0
             waited = output.clock(int(now - began_s))
             line.update(f"Restarting: {there} of {session.size} new ranks connected, {waited}")
@@ -48,7 +58,8 @@ def restart(session: Session) -> None:
     except KeyboardInterrupt:
         line.clear()
         raise LaunchError(
-            f"Stopped waiting; the ranks of session {session.name} go on restarting.", "`%hpc` shows how it stands."
+            f"Stopped waiting; the ranks of session {session.name} go on restarting.",
+            "Your next cell waits for them; `%hpc` shows how it stands.",
         ) from None
     except HpcMagicError:
         line.clear()

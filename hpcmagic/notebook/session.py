@@ -21,12 +21,13 @@ from hpcmagic.errors import CellError, HpcMagicError, SessionEnded
 from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
+from hpcmagic.notebook.cell_list import Cells, all_cells
 from hpcmagic.notebook.following import ASK_S, Following, require_not_stuck
-from hpcmagic.notebook.handles import Cell, Cells, all_cells
+from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.pickling import loaded, pickle_for_ranks
-from hpcmagic.notebook.restarting import restart
+from hpcmagic.notebook.restarting import restart, wait_if_restarting
 from hpcmagic.notebook.status import JobSeen, Status, status_of
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
@@ -186,7 +187,7 @@ class Session:
     def interrupt(self, cell: Cell) -> None:
         """Ask the ranks to give a cell up; on those where it has not begun it is withdrawn."""
         self.require_alive()
-        self.control_path().interrupt(cell.id, cell.missing())
+        self.control_path().interrupt(cell.id, cell.missing(), cell.pending)
 
     def push(self, ranks: Any = None, **values: Any) -> None:
         """Bind names on the ranks to values.
@@ -224,12 +225,9 @@ class Session:
             The session is over, or ended because new ranks could not be started.
         """
         self.require_alive()
-        self._news.restarting = True
-        try:
-            with self.noted_errors():
-                restart(self)
-        finally:
-            self._news.restarting = False
+        self._news.expect_restart()
+        with self.noted_errors():
+            restart(self)
         self.behind.clear()
         self.stuck.clear()
 
@@ -339,6 +337,7 @@ class Session:
     def _send(self, message: Any, ranks: Sequence[int], cell_id: str = "") -> Pending:
         self.require_alive()
         require_not_stuck(self, ranks)
+        wait_if_restarting(self)
         pending = self.control_path().send(message, ranks, cell_id)
         pending.restarts = self._news.restarts
         return pending
@@ -354,7 +353,8 @@ class Session:
                 line.update(f"waiting for {missing}, {output.clock(int(time.monotonic() - began_s))}")
         except KeyboardInterrupt:
             self.control_path().withdraw(pending)
-            raise
+            missing = output.ranks_in_words(pending.missing())
+            raise CellError(f"Stopped waiting for {missing}; what was asked is withdrawn.", "Try again.") from None
         finally:
             line.clear()
         self._require_all(pending)
@@ -412,5 +412,5 @@ def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None)
     """Cancel a session's job and put its directory aside."""
     if job is not None:
         launcher.cancel(job.job_id)
-    if directory.path.exists():
+    if directory.path.exists() and not directory.is_aside():
         directory.put_aside()

@@ -127,8 +127,8 @@ def cancel(magics: HpcMagics, rest: str) -> None:
         elif rest.isdigit() and int(rest) < len(listed):
             cell = listed[int(rest)]
         else:
-            said = f"no cell {rest!r}" if rest else f"{len(running)} cells that run"
-            raise ProfileError(f"There is {said}.", "Give a number of `%hpc cells`, or the name of a handle.")
+            said = f"There is no cell {rest!r}" if rest else f"The cells that run are {len(running)}, not one"
+            raise ProfileError(f"{said}.", "Give a number of `%hpc cells`, or the name of a handle.")
     print(f"{cell.name}: {'interrupted' if cell.cancel() else f'was over ({cell.state})'}.")
 
 

@@ -8,6 +8,7 @@ One background thread (ipyparallel's) owns the sockets; every method here may be
 
 from __future__ import annotations
 
+import atexit
 import getpass
 import logging
 import os
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import ipyparallel
 import zmq
@@ -41,6 +42,8 @@ from hpcmagic.wire.messages import (
     REPLY,
     REQUEST,
     WHERE,
+    WITHDRAWN,
+    Reply,
     Stand,
     from_frames,
     to_frames,
@@ -48,6 +51,7 @@ from hpcmagic.wire.messages import (
 from hpcmagic.wire.pending import Pending
 
 LINGER_MS = 500  # what was just sent may still leave; to a node that is lost it never would
+FLUSH_S = 2.0
 SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
 
 
@@ -100,6 +104,19 @@ class SessionClient(ipyparallel.Client):
         self._presence_stream = ZMQStream(self._presence_socket, self._io_loop)
         self._presence_stream.on_recv(self._on_beat)
 
+    def flush(self) -> None:
+        """Let what was sent leave this process: what its thread has not taken up yet would be lost at exit."""
+        done = threading.Event()
+
+        def flush() -> None:
+            for stream in (self._mux_stream, self._control_stream, self._query_stream):
+                stream.flush(zmq.POLLOUT)
+            done.set()
+
+        if threading.current_thread() is not self._io_thread:
+            self._io_loop.add_callback(flush)
+            done.wait(FLUSH_S)
+
     def close_presence(self) -> None:
         """Let the keeper know that we go."""
         closed = threading.Event()
@@ -144,11 +161,16 @@ class SessionClient(ipyparallel.Client):
             )  # fmt: skip
             del future
 
-    def interrupt(self, ranks: Sequence[int], what: dict[str, str]) -> None:
-        """Ask ranks to give up one request, or one cell, and nothing else."""
+    def interrupt(self, ranks: Sequence[int], what: dict[str, str], pending: Pending | None = None) -> None:
+        """Ask ranks to give up one request, or one cell, and nothing else.
+
+        Where it had not begun, that is the reply: it never will, and the rank's own word comes after what is before.
+        """
         for rank in ranks:
             if rank in self._engines:
-                self._send(self._control_stream, INTERRUPT, what, ident=self._engines[rank].encode())
+                answer = self._send(self._control_stream, INTERRUPT, what, ident=self._engines[rank].encode())
+                if pending is not None:
+                    answer.add_done_callback(lambda f, rank=rank: _take_withdrawal(pending, rank, f.result()))
 
     def unanswered(self, pending: Pending) -> dict[str, int]:
         """Give the requests, with their ranks, that were not answered yet."""
@@ -199,6 +221,11 @@ class SessionClient(ipyparallel.Client):
                 pending.lose(rank)
 
 
+def _take_withdrawal(pending: Pending, rank: int, message: Any) -> None:
+    if message["content"].get("withdrawn"):
+        pending.take(Reply(rank, raised=WITHDRAWN))
+
+
 def client_name() -> str:
     """Name this client for others to see: user, host, process, and what tells two of one process apart."""
     try:
@@ -208,12 +235,23 @@ def client_name() -> str:
     return f"{user}@{socket.gethostname().partition('.')[0]}:{os.getpid()}#{secrets.token_hex(3)}"
 
 
+_open: WeakSet[Control] = WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """Let what was sent at the last moment leave before the process ends."""
+    for control in list(_open):
+        control.close()
+
+
 class Control:
     """The kernel's end of a session's control path."""
 
     def __init__(self, client: SessionClient) -> None:
         self.client = client
         self._lent = self._closed = False
+        _open.add(self)
 
     @classmethod
     def connect(cls, directory: SessionDirectory, request: Request, timeout_s: float = 20.0) -> Control:
@@ -270,14 +308,14 @@ class Control:
         self.client.submit(message, pending)
         return pending
 
-    def interrupt(self, cell: str, ranks: Sequence[int]) -> None:
+    def interrupt(self, cell: str, ranks: Sequence[int], pending: Pending | None) -> None:
         """Ask ranks to raise KeyboardInterrupt in a cell, or not to begin it."""
-        self.client.interrupt(ranks, {"cell": cell})
+        self.client.interrupt(ranks, {"cell": cell}, pending)
 
     def withdraw(self, pending: Pending) -> None:
         """Ask the ranks that have not answered a request to give it up."""
         for request, rank in self.client.unanswered(pending).items():
-            self.client.interrupt([rank], {"request": request})
+            self.client.interrupt([rank], {"request": request}, pending)
 
     def stands(self, ranks: Sequence[int], timeout_s: float) -> dict[int, Stand]:
         """Ask ranks where they stand; give what was answered in time."""
@@ -328,7 +366,8 @@ class Control:
         if self._closed:
             return
         self._closed = True
+        self.client.flush()
         context = self.client._context  # noqa: SLF001
         self.client.close_presence()
-        self.client.close(linger=0)
+        self.client.close(linger=LINGER_MS)
         context.term()

@@ -5,8 +5,8 @@ Where it may not, libzmq ends the whole process rather than give an error.
 
 from __future__ import annotations
 
-import os
 import resource
+from pathlib import Path
 
 from hpcmagic.errors import ChannelError
 
@@ -23,7 +23,7 @@ def require_descriptors() -> None:
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
-        used = len(os.listdir("/dev/fd"))
+        used = sum(1 for _ in Path("/dev/fd").iterdir())
     except OSError:  # not even this one
         used = limit
     if limit != resource.RLIM_INFINITY and limit - used < NEEDED:

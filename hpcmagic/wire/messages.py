@@ -118,6 +118,9 @@ class Raised:
     full: str  # the whole traceback
 
 
+WITHDRAWN = Raised("KeyboardInterrupt", "before the cell began", (), "")  # of a request that never will
+
+
 @dataclass(frozen=True, slots=True)
 class Stand:
     """Where a rank's main thread stands at this moment."""

@@ -3,6 +3,7 @@
 docs/faults.md lists them. Two ranks serve all tests here that leave them alive.
 """
 
+import re
 import resource
 import time
 
@@ -182,8 +183,8 @@ time.sleep(60)"""
     interrupt_after(2)
     error = raised(pair, source, ranks=[1])
     number = pair.cells[-1].name
-    told = f"Not stopped: rank 1 is at {number}, line 3: in C code that holds the interpreter."
-    assert told in capsys.readouterr().out
+    where = rf"Not stopped: rank 1 is at {number}, line 3: (in C code that holds the interpreter|sum\(range\(n\)\))\."
+    assert re.search(where, capsys.readouterr().out)  # now and then such code may let others in
     assert said[0] - asked[0] < 5
     assert error.text.startswith("KeyboardInterrupt on rank 1")
     assert list(pair.run("rank")) == [0, 1]

@@ -119,7 +119,9 @@ FAULTS_AT_LEAST = 30
 
 def fault_rows():
     """The rows of the table of faults: number, and the cells behind it."""
-    rows = [row.strip("|").split("|") for row in (DOCS / "faults.md").read_text().splitlines() if row.startswith("| ")]
+    rows = [
+        row.strip("|").split("|") for row in (DOCS / "faults.md").read_text().splitlines() if row.startswith("| ")
+    ]
     return [[cell.strip() for cell in row] for row in rows if row[0].strip().isdigit()]
 
 

@@ -11,7 +11,8 @@ import pytest
 from hpcmagic.errors import CellError, LaunchError, RankError, SessionEnded, StillRunning
 from hpcmagic.keeper.journal import Journal
 from hpcmagic.notebook import handles
-from hpcmagic.notebook.handles import Cell, Cells, all_cells, from_journal
+from hpcmagic.notebook.cell_list import Cells, all_cells, from_journal
+from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.testing import FakeClock

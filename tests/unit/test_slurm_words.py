@@ -117,6 +117,7 @@ def test_seconds(text, expected):
         ("CANCELLED by 4000001|0:0|0|n1", "ended", {"meaning": "it was cancelled by user 4000001, an administrator"}),
         ("CANCELLED|0:0|0|n1", "ended", {"meaning": "it was cancelled"}),
         ("FAILED|3:0|1|n1", "ended", {"exit_status": 3, "meaning": "it ended with exit status 3"}),
+        ("FAILED|0:9|1|n1", "ended", {"exit_status": 0, "meaning": "its keeper was killed by SIGKILL"}),
         ("FAILED|66:0|1|n1", "ended", {"exit_status": 66, "meaning": "the nodes do not see the session's directory"}),
         ("NODE_FAIL|0:0|1|n1", "ended", {"meaning": "a node failed"}),
         ("OUT_OF_MEMORY|0:125|1|n1", "ended", {"meaning": "it used more memory than it asked for"}),
@@ -159,6 +160,24 @@ def test_end_that_the_queue_remembers(said, said_of_it, status, meaning):
     state = SlurmLauncher().state("8123")
     assert (state.phase, state.exit_status) == ("ended", status)
     assert state.meaning == meaning
+
+
+@pytest.mark.parametrize(
+    ("accounted", "remembered", "word", "meaning"),
+    [
+        ("TIMEOUT|0:0|60|n1", "", "TIMEOUT", "its walltime was reached"),
+        ("CANCELLED by 4000001|0:0|6|n1", "", "CANCELLED", "it was cancelled by user 4000001, an administrator"),
+        ("", "JobState=COMPLETING Reason=TimeLimit ExitCode=0:0", "TIMEOUT", "its walltime was reached"),
+        ("", "JobState=COMPLETING Reason=None ExitCode=0:0", "COMPLETING", ""),
+    ],
+)
+def test_end_while_it_completes(said, accounted, remembered, word, meaning):
+    """A job that is being cleaned up has ended: how, accounting knows already, or the controller's reason."""
+    said["squeue"] = "COMPLETING|None|x|0:06|1:00|n1|x\n"
+    said["scontrol"] = remembered
+    said["sacct"] = accounted
+    state = SlurmLauncher().state("8123")
+    assert (state.phase, state.word, state.meaning) == ("ended", word, meaning)
 
 
 @pytest.mark.parametrize(
