@@ -81,7 +81,7 @@ def test_disk_full(on_disk, disk, capsys):
     assert "[… and the rest is lost: No space left on device]" in capsys.readouterr().err
     filler.unlink()
     on_disk.run("print('written')")
-    assert on_disk.cells[-1].output == "[0-1] written\n"
+    eventually(lambda: on_disk.cells[-1].output == "[0-1] written\n")
     eventually(lambda: not on_disk.keeper_state().warning)
 
 
