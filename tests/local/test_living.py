@@ -205,8 +205,9 @@ def test_two_at_once(own_session, tmp_path, capsys):
     """Two kernels on one session both work, see each other's cells, and are told of each other."""
     session = own_session(nodes=2, session="shared")
     code = f"""
-        import hpcmagic, sys
+        import hpcmagic, sys, time
         other = hpcmagic.attach("shared", session_dir={str(tmp_path / "d")!r})
+        time.sleep(1)  # the keeper looks four times a second who is there
         other.run("mine = 'other'\\nprint('from the other')")
         print(other.run("rank"), flush=True)
         sys.stdin.readline()
