@@ -299,7 +299,7 @@ def test_the_attack_works_with_the_key(session, ports, tmp_path):
         said = b"".join(frame for _, message in friend.heard for frame in message)
         assert b"connection_reply" in said
         assert b"read by all" in said
-    assert 0 in marked(session)
+    assert marked(session), "the same calls, with the key, run code"
     assert marker.exists()
     session.run("import builtins\nvars(builtins).pop('marked', None), globals().pop('marked', None);")
     assert marked(session) == []

@@ -394,6 +394,7 @@ def test_slurmctld_away(cluster, notebook):
         assert kernel.hears("value", 40) == [0, 1]
     kernel.go_on()
     kernel.over()
+    eventually(lambda: not cluster.jobs())  # a controller that has just come back takes its time
 
 
 @pytest.mark.minutes
