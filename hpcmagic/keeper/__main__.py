@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -197,8 +198,8 @@ class Keeper:
     def first_words(self) -> str:
         """Give what the log said first since the start, or since all was ready: the cause stands there."""
         lines = [line.strip() for line in self.log_text().splitlines()]
-        stumbled = "show_help.c"  # Open MPI 4 cannot always tell what it wants to; that it cannot helps nobody
-        said = " ".join(line for line in lines if line.strip("-=* ") and stumbled not in line)
+        noise = re.compile(r"show_help\.c|^\[warn\] Epoll")  # what Open MPI 4 stumbles over as it ends helps nobody
+        said = " ".join(line for line in lines if line.strip("-=* ") and not noise.search(line))
         return f" – «{said[:FIRST_WORDS]}{'…' if len(said) > FIRST_WORDS else ''}»" if said else ""
 
     def end(self, cause: str) -> int:

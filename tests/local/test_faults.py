@@ -236,7 +236,7 @@ WAYS = {
     "os._exit": ("import os; os._exit(3)", "rank 1 Exit code: 3"),
     "Abort": (
         "from mpi4py import MPI; MPI.COMM_WORLD.Abort(7)",
-        r"rank 1 called Abort\(7\)|mpiexec: exit status 7\.",
+        r"rank 1 called Abort\(7\)|mpiexec: exit status 7\b",
     ),
 }
 
