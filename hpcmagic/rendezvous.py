@@ -237,11 +237,17 @@ class SessionDirectory:
 
     @classmethod
     def latest_ended(cls, root: Path, name: str) -> Self | None:
-        """Give the newest ended session of a name, for its log."""
+        """Give the newest ended session of a name, for its cells and its log; modes are checked.
+
+        Raises
+        ------
+        ProfileError
+            It is open to others: what they may have written there is not read.
+        """
         shelf = root / "ended"
         paths = shelf.glob(f"{name}~*") if shelf.is_dir() else ()
         found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{re.escape(name)}~(\d+)", p.name))}
-        return cls(found[max(found)]) if found else None
+        return cls.open(found[max(found)]) if found else None
 
     def where_it_is(self, request: Request) -> Self:
         """Give it where it was put aside, if it was, and not another of its name: cells and log are read on."""

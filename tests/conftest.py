@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("faults", "launcher_contract", "leftovers", "two_lines")
+pytest.register_assert_rewrite("faults", "launcher_contract", "leftovers", "notebooks", "two_lines")

@@ -37,7 +37,9 @@ def main(path: str) -> None:
     comm = join_world(request) if with_mpi else None
     rank = comm.Get_rank() if comm is not None else rank_from_environment()
     own_log(directory, rank)
-    sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel would load it: 7 MB a rank
+    # ipykernel would load debugpy, 7 MB a rank. None here is how the language says "not to be found" (its import
+    # system's documentation); the type of sys.modules does not allow for it.
+    sys.modules["debugpy"] = None  # type: ignore[assignment]
     importlib.import_module("ipykernel.debugger")  # now, while debugpy is not there
 
     from hpcmagic.engine.kernel import RankEngine, engine_config

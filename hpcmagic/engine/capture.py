@@ -116,7 +116,7 @@ class Capture:
             return
         begin, self._c_begins = self._c_begins, max(self._c_begins, self.log.size())
         grown, room = self._c_begins - begin, OUTPUT_LIMIT_NBYTES - self.nbytes
-        text = self._decoder.decode(self.log.read(begin, min(grown, room)), at_end)
+        text = self._decoder.decode(self.log.read_at(begin, min(grown, room)), at_end)
         if text:
             self.write("stdout", text)
         if grown > room:
@@ -127,7 +127,7 @@ def _size(data: dict[str, Any]) -> int:
     return sum(len(value) if isinstance(value, (str, bytes)) else 100 for value in data.values())
 
 
-class RankLog(io.TextIOBase):
+class RankLog:
     """The rank's own log, by a file descriptor of its own: a cell may close 1 and 2."""
 
     def __init__(self, descriptor: int) -> None:
@@ -144,7 +144,7 @@ class RankLog(io.TextIOBase):
         """Give the log's length in bytes."""
         return os.fstat(self.descriptor).st_size
 
-    def read(self, offset: int, nbytes: int) -> bytes:  # type: ignore[override]  # of a place, not of a stream
+    def read_at(self, offset: int, nbytes: int) -> bytes:
         """Give bytes of it."""
         return os.pread(self.descriptor, nbytes, offset)
 

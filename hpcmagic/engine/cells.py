@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import ctypes
 import os
+import pickle
 import sys
 import time
 import warnings
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cloudpickle
 from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
@@ -131,7 +131,7 @@ class CellRunner:
         shell, self.interrupted = self.shell, False
         try:
             transformed = shell.transform_cell(source)
-        except Exception as error:  # an IPython input transformer may raise anything
+        except Exception as error:  # runs input transformers that users register: theirs is the cell's error
             return error
         coroutine = shell.run_cell_async(source, store_history=False, transformed_cell=transformed)
         try:
@@ -155,7 +155,7 @@ class CellRunner:
         """Gather all output; what the cell does to the standard streams ends with it."""
         self._flush_c()
         streams = sys.stdout, sys.stderr
-        self.shell._last_traceback = None  # noqa: SLF001  # IPython keeps frames alive with it
+        self.shell._last_traceback = None  # noqa: SLF001  # IPython would keep a failed cell's arrays alive with it
         capture = self.shell.capture = Capture(self.log, cell_id)
         try:
             yield capture
@@ -169,7 +169,7 @@ class CellRunner:
         self._libc.fflush(None)
 
     def _push(self, values: dict[str, Pickled]) -> Reply:
-        loaded = {name: value.load() for name, value in values.items()}
+        loaded = {name: _loaded(name, value) for name, value in values.items()}
         self.shell.user_ns.update(loaded)
         return Reply(self.rank)
 
@@ -182,10 +182,17 @@ class CellRunner:
         return Reply(self.rank, pulled={name: _pulled(name, namespace[name]) for name in names})
 
 
+def _loaded(name: str, value: Pickled) -> Any:
+    try:
+        return value.load()
+    except pickle.UnpicklingError as error:
+        raise TypeError(f"`{name}` cannot be loaded on the rank: {error}") from None
+
+
 def _pulled(name: str, value: Any) -> Pickled:
     try:
-        return pickle_value(value)
-    except Exception as error:  # a user's __reduce__ may raise anything
+        return Pickled.of(value)
+    except pickle.PicklingError as error:
         raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
 
 
@@ -203,20 +210,13 @@ def _silenced(source: str) -> bool:
     return source.rstrip().endswith(";")
 
 
-def pickle_value(value: Any) -> Pickled:
-    """Pickle a user's value; its large buffers are not copied."""
-    buffers: list[Any] = []
-    body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return Pickled(body, tuple(b.raw() for b in buffers))
-
-
 def pickled_value(value: Any) -> tuple[Pickled | None, str]:
     """Give a cell's value for the way home, or None and a description when it stays here."""
     if getattr(value, "nbytes", 0) > VALUE_LIMIT_NBYTES:
         return None, describe(value)
     try:
-        pickled = pickle_value(value)
-    except Exception as error:  # a user's __reduce__ may raise anything
+        pickled = Pickled.of(value)
+    except pickle.PicklingError as error:
         return None, f"{describe(value)}, cannot be pickled: {error}"
     if pickled.nbytes > VALUE_LIMIT_NBYTES:
         return None, f"{describe(value)}, {pickled.nbytes / 1e6:.0f} MB"

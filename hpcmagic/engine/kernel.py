@@ -107,7 +107,7 @@ class RankKernel(IPythonParallelKernel):
 
     def say_where(self, stream: Any, ident: Any, parent: Any) -> None:
         """Say where the main thread stands (called in the control thread: C code that holds the GIL delays it)."""
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # the one way
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # documented, for this
         found = asdict(stand(self.engine_id, self._running, frame))
         self.session.send(stream, f"{WHERE}_reply", found, parent=parent, ident=ident)
 
@@ -207,7 +207,7 @@ class RankEngine(ipp_engine.IPEngine):
         self.registration_url = f"{interface}:{self.connection.engine['registration']}"
         self.connection_info = {**self.connection.engine, "interface": interface}
         be_careful_client(self.context)
-        ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # as the stock method does
+        ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # the stock method, replaced here, does
         self.session = Envelope(parent=self)
 
     def init_engine(self) -> None:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Open MPI has it; only names of our own run are removed
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # shm_overview(7) fixes the place; only one run's names go
 FIRST_JOB = 1  # of a run: its ranks
 
 

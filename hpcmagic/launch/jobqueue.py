@@ -124,7 +124,7 @@ def site_script(resources: Resources) -> SiteScript:
     kept = [
         option for option in header if _is_wanted(option, resources) and OPTIONS.get(_split(option)[0]) not in said
     ]
-    prologue = tuple(str(line) for line in job._job_script_prologue or ())  # noqa: SLF001  # it has no public name
+    prologue = tuple(str(line) for line in job._job_script_prologue or ())  # noqa: SLF001  # the site's lines have no public name
     return SiteScript(job.shebang.strip(), (*kept, *kept_extras), prologue)
 
 

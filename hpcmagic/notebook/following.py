@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcmagic.errors import CellError, RankError
@@ -19,6 +20,7 @@ from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.perrank import rank_set
 from hpcmagic.notebook.streaming import Streamed
 from hpcmagic.wire.messages import ABANDON, DUMP, Stand
+from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
@@ -39,12 +41,11 @@ DUMP_S = 1.0
 class Following:
     """One cell, followed in the main thread until it is over or let go."""
 
-    def __init__(self, session: Session, cell: Cell, deadline_s: float | None) -> None:
+    def __init__(self, session: Session, cell: Cell, pending: Pending, deadline_s: float | None) -> None:
         self.session = session
         self.cell = cell
+        self.pending = pending
         self.deadline_s = deadline_s
-        assert cell.pending is not None  # noqa: S101  # for the type checker: only cells of this kernel are followed
-        self.pending = cell.pending
         self.line = output.StatusLine()
         self.streamed = Streamed(cell.ranks, labels=session.size > 1)
         self.began_s = time.monotonic()
@@ -146,18 +147,18 @@ class Following:
             Some ranks raised, and all others wait for them in MPI.
         """
         missing = self.pending.missing()
-        raised = any(reply.raised is not None for reply in list(self.pending.replies.values()))
-        if not missing or not (raised or now >= self._stands_at_s):
+        error = self._error()
+        if not missing or not (error is not None or now >= self._stands_at_s):
             return
         self._stands_at_s = now + STANDS_S
         before, self.stands = self.stands, self._where(missing)
-        if not raised or len(_sample(missing)) > len(self.stands):
+        if error is None or len(_sample(missing)) > len(self.stands):
             return
         same = [r for r, s in self.stands.items() if s.call and r in before and before[r].mark == s.mark]
         self.stuck_looks = self.stuck_looks + 1 if len(same) == len(self.stands) else 0
         if self.stuck_looks >= STUCK_LOOKS - 1:
             self.cell.drain()
-            raise self._stuck_error(self.stands)
+            raise self._stuck_error(error, self.stands)
 
     def _mind_the_journal(self, now: float) -> None:
         """Take replies from the journal that should have come long ago: the wire was cut in between."""
@@ -171,15 +172,17 @@ class Following:
     def _where(self, ranks: Sequence[int]) -> dict[int, Stand]:
         return self.session.control_path().stands(_sample(ranks), ANSWER_S)
 
-    def _stuck_error(self, stands: Mapping[int, Stand]) -> RankError:
+    def _error(self) -> RankError | None:
+        """Give what ranks have raised so far."""
+        return output.rank_error(
+            list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
+        )
+
+    def _stuck_error(self, error: RankError, stands: Mapping[int, Stand]) -> RankError:
         self.session.behind[self.cell.id] = self.cell
         waiting = {rank: f"{stands[rank].call}, {stands[rank].where}" for rank in sorted(stands)}
         self.session.stuck[self.cell.id] = waiting
         self.session.control_path().ask_keeper(ABANDON, cell=self.cell.id)  # it keeps the session no more
-        error = output.rank_error(
-            list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
-        )
-        assert error is not None  # noqa: S101  # some rank has raised: that is how we got here
         told = (
             f"{capital(standing(stands.values()))}: for ever.\n"
             "→ `%hpc restart` gives new ranks in the same job; their variables are lost."
@@ -213,9 +216,7 @@ class Following:
         except KeyboardInterrupt:
             self.session.behind[self.cell.id] = self.cell
             left = self.pending.missing()
-            error = output.rank_error(
-                list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
-            )
+            error = self._error()
             if error is not None:
                 print(error.text)
             place = self.session.place_of(self.cell)
@@ -300,9 +301,9 @@ def _dumped(session: Session, rank: int, begin: int) -> Stand:
     )
 
 
-def _size(path: object) -> int:
+def _size(path: Path) -> int:
     try:
-        return path.stat().st_size  # type: ignore[attr-defined, no-any-return]  # a Path
+        return path.stat().st_size
     except OSError:
         return 0
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _processes() -> list[Orphan]:
             ours = len(argv) > 3 and argv[1] == "-m" and argv[2] in OURS
             if ours and not _has_session(Path(argv[3]), process.pid):
                 what = f"process {process.pid} here: {argv[2]} of {argv[3]}"
-                found.append(Orphan(what, lambda process=process: _end(process)))  # type: ignore[misc]
+                found.append(Orphan(what, partial(_end, process)))
     return found
 
 
@@ -83,7 +84,7 @@ def _jobs() -> list[Orphan]:
     rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
     launcher = slurm.SlurmLauncher()
     return [
-        Orphan(f"job {job}, {word.lower()}, for {elapsed}", lambda job=job: launcher.cancel(job))  # type: ignore[misc]
+        Orphan(f"job {job}, {word.lower()}, for {elapsed}", partial(launcher.cancel, job))
         for job, word, elapsed in rows
         if job not in known
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import pickle
 import re
 import shutil
 import sys
@@ -106,8 +107,8 @@ def _value(reply: Reply) -> Any:
         return StaysOnRank(reply.rank, reply.described)
     try:
         return reply.value.load()
-    except Exception as error:  # a module that only the ranks have, a class of their own
-        return StaysOnRank(reply.rank, f"a value that cannot be loaded here ({type(error).__name__}: {error})")
+    except pickle.UnpicklingError as error:
+        return StaysOnRank(reply.rank, f"a value that cannot be loaded here ({error})")
 
 
 def rank_error(

@@ -190,5 +190,5 @@ def _equal(a: Any, b: Any) -> bool:
             return True
     try:
         return bool(pickle.dumps(a, protocol=5) == pickle.dumps(b, protocol=5))
-    except Exception:  # not to be pickled: then they are what they show
+    except Exception:  # a user's class may refuse in its own way: two such values are as equal as they look
         return repr(a) == repr(b)

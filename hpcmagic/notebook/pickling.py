@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
-
-import cloudpickle
 
 from hpcmagic.errors import DataError
 from hpcmagic.wire.messages import Pickled, Reply
@@ -24,11 +23,9 @@ def pickle_for_ranks(name: str, value: Any) -> Pickled:
     DataError
         It cannot be pickled; names the path to the culprit inside it, e.g. ``model['lock']``.
     """
-    buffers: list[Any] = []
     try:
-        body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        return Pickled(body, tuple(b.raw() for b in buffers))
-    except Exception as error:  # a user's __reduce__ may raise anything
+        return Pickled.of(value)
+    except pickle.PicklingError as error:
         path, culprit = _culprit(name, value)
         kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
         raise DataError(
@@ -43,8 +40,8 @@ def _one_line(error: BaseException) -> str:
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=5, buffer_callback=lambda _: None)
-    except Exception:  # a user's __reduce__ may raise anything
+        Pickled.of(value)
+    except pickle.PicklingError:
         return False
     return True
 
@@ -102,8 +99,8 @@ def loaded(name: str, reply: Reply) -> Any:
     """
     try:
         return reply.pulled[name].load()
-    except Exception as error:  # a module that only the ranks have, a class of their own
+    except pickle.UnpicklingError as error:
         raise DataError(
-            f"`{name}` of rank {reply.rank} cannot be loaded here: {type(error).__name__}: {error}.",
+            f"`{name}` of rank {reply.rank} cannot be loaded here: {error}.",
             "Install what it needs here too, or pull a plainer form of it.",
         ) from error

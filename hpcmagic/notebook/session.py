@@ -146,19 +146,23 @@ class Session:
 
     def run_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> list[Reply]:
         """Run a cell and show its output as it comes; give the replies in rank order."""
-        sent = self.send_cell(cell, ranks)
+        sent, pending = self._sent_cell(cell, ranks)
         deadline_s = None if timeout is None else time.monotonic() + timeout
         with self.noted_errors():
-            Following(self, sent, deadline_s).to_the_end()
-            self._live.pop(sent.id, None)
-            assert sent.pending is not None  # noqa: S101  # for the type checker: we have just sent it
-            self._require_all(sent.pending)
-            replies = [sent.pending.replies[rank] for rank in sorted(sent.pending.replies)]
+            Following(self, sent, pending, deadline_s).to_the_end()
+            self._require_all(pending)
+            replies = [pending.replies[rank] for rank in sorted(pending.replies)]
             self._raise(replies)
         return replies
 
     def send_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> Cell:
         """Send a cell; give its handle at once."""
+        sent, _ = self._sent_cell(cell, ranks)
+        if timeout is not None:
+            sent.cancel_after(timeout)
+        return sent
+
+    def _sent_cell(self, cell: RunCell, ranks: Any) -> tuple[Cell, Pending]:
         if not isinstance(cell.source, str):
             raise CellError(f"A cell is text, not {type(cell.source).__name__}.", "Pass its source.")
         check_syntax(cell)
@@ -167,9 +171,7 @@ class Session:
         sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=self.control_path().name, pending=pending)
         self._live[cell_id] = sent
         pending.at_end(lambda: self._forget(cell_id))
-        if timeout is not None:
-            sent.cancel_after(timeout)
-        return sent
+        return sent, pending
 
     def _forget(self, cell_id: str) -> None:
         """Let go of a cell that is over: whoever wants it keeps its handle, or reads the journal."""

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
+
 REQUEST = "hpcmagic_request"  # message types in ipyparallel's envelope
 REPLY = "hpcmagic_reply"
 OUTPUT = "hpcmagic_output"
@@ -41,9 +43,34 @@ class Pickled:
         """Size of the value on the wire."""
         return len(self.body) + sum(memoryview(b).nbytes for b in self.buffers)
 
+    @classmethod
+    def of(cls, value: Any) -> Pickled:
+        """Pickle a value; its large buffers are not copied.
+
+        Raises
+        ------
+        pickle.PicklingError
+            It cannot be pickled.
+        """
+        buffers: list[Any] = []
+        try:
+            body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+            return cls(body, tuple(b.raw() for b in buffers))
+        except Exception as error:  # pickling runs the `__reduce__` of the user's classes: any error may come out
+            raise pickle.PicklingError(str(error)) from error
+
     def load(self) -> Any:
-        """Unpickle into memory of the value's own, so that its arrays can be written to."""
-        return pickle.loads(self.body, buffers=[bytearray(b) for b in self.buffers])
+        """Unpickle into memory of the value's own, so that its arrays can be written to.
+
+        Raises
+        ------
+        pickle.UnpicklingError
+            It cannot be loaded here: a module or a class that only the other side has, for one.
+        """
+        try:
+            return pickle.loads(self.body, buffers=[bytearray(b) for b in self.buffers])
+        except Exception as error:  # loading runs imports and code of the user's: any error may come out
+            raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Let a message's pickle leave the parts out: each becomes a frame of its own."""

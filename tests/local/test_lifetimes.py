@@ -10,37 +10,20 @@ import time
 from pathlib import Path
 from textwrap import dedent
 
-import nbformat
 import psutil
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from faults import all_gone
 
 import hpcmagic
-from hpcmagic.notebook.found import all_found, find, stop_found
+from hpcmagic.notebook.found import find
 from hpcmagic.profiles import resolve
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A state directory of this test's own; whatever is left in it at the end is stopped."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("HPCMAGIC_LAUNCHER", "local")
-    yield tmp_path
-    for found in all_found(resolve({})):
-        stop_found(found)
+from notebooks import notebook, text_of
 
 
 def processes(session):
     """The keeper and the ranks of a session."""
     ranks = session.run("import os; os.getpid()")
     return [psutil.Process(pid) for pid in (session.keeper_state().keeper_pid, *ranks)]
-
-
-def all_gone(processes, seconds=10):
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_stop_leaves_nothing(home):
@@ -239,27 +222,6 @@ def test_two_starts_at_once(home):
     assert outcomes[1] == "got (0, 1)" or "another kernel" in outcomes[1]
     assert len(hpcmagic.sessions()) == 1
     hpcmagic.start(session="a").stop()
-
-
-def notebook(home, *cells, fails=False):
-    """Run cells as nbclient does: nobody sits there."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    client = NotebookClient(book, timeout=90, resources={"metadata": {"path": str(home)}})
-    if fails:
-        with pytest.raises(CellExecutionError):
-            client.execute()
-    else:
-        client.execute()
-    return book.cells
-
-
-def text_of(cell):
-    """What a cell shows, as text."""
-    parts = []
-    for output in cell.outputs:
-        parts.append(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
-        parts += output.get("traceback", [])
-    return "\n".join(parts)
 
 
 def test_notebook_that_nobody_sits_at(home):

@@ -9,12 +9,10 @@ import threading
 import time
 from textwrap import dedent
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 import hpcmagic
+from notebooks import shown_by
 
 
 class Timed:
@@ -301,38 +299,9 @@ def test_slow_ranks_are_not_stuck(session):
 # ---- in a notebook
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A state directory of the notebook's own."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("HPCMAGIC_LAUNCHER", "local")
-    return tmp_path
-
-
-def executed(home, *cells, fails=False):
-    """Run cells as nbclient does; give what each shows, as text."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    client = NotebookClient(book, timeout=90, resources={"metadata": {"path": str(home)}})
-    try:
-        client.execute()
-        assert not fails
-    except CellExecutionError:
-        assert fails
-    return [text_of(cell) for cell in book.cells]
-
-
-def text_of(cell):
-    parts = []
-    for output in cell.outputs:
-        parts.append(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
-        parts += output.get("traceback", [])
-    return "\n".join(parts)
-
-
 def test_handles_in_a_notebook(home):
     """`-a` gives a handle whose display is kept up to date; it can be awaited, listed, cancelled by name."""
-    shown = executed(
+    shown = shown_by(
         home,
         "%load_ext hpcmagic",
         "%%remote --nodes 2 -a -o slow\nimport time\nprint('on its way')\ntime.sleep(1)\nrank + 1",
@@ -353,7 +322,7 @@ def test_handles_in_a_notebook(home):
 
 def test_displays_of_ranks_change(home):
     """A rank's display is updated in place, and clear_output clears what came before."""
-    shown = executed(
+    shown = shown_by(
         home,
         "%load_ext hpcmagic",
         "%%remote --nodes 1\nfrom IPython.display import display, clear_output\nimport time\n"
@@ -369,13 +338,13 @@ def test_displays_of_ranks_change(home):
 
 def test_name_that_only_the_notebook_has(home):
     """A NameError for a name that the notebook has says how to send it."""
-    shown = executed(home, "%load_ext hpcmagic", "def f(x): return x", "%%remote --nodes 2\nf(rank)", fails=True)
+    shown = shown_by(home, "%load_ext hpcmagic", "def f(x): return x", "%%remote --nodes 2\nf(rank)", fails=True)
     assert "`f` is defined here, not on the ranks. → `--push f`" in shown[2]
 
 
 def test_why_in_a_notebook(home):
     """`%hpc why` shows the whole traceback of an error that was shown short."""
-    shown = executed(
+    shown = shown_by(
         home,
         "%load_ext hpcmagic",
         "%hpc start --nodes 2",

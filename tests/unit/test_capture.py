@@ -220,7 +220,7 @@ def test_log_writes_at_its_end(log, path):
     log.write("z")
     assert path.read_text() == "ä\\udcff\nanother's\nz"
     assert log.size() == path.stat().st_size
-    assert log.read(2, 6) == b"\\udcff"
+    assert log.read_at(2, 6) == b"\\udcff"
 
 
 def test_log_writes_all(log, path, monkeypatch):
