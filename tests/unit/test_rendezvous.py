@@ -1,6 +1,7 @@
 """A session's directory: closed to others, never half written, and what happens when the disk says no."""
 
 import errno
+import io
 import os
 import stat
 from dataclasses import dataclass, field
@@ -196,14 +197,17 @@ def test_disk_refuses_to_open(session, monkeypatch, number):
 def test_disk_full_while_writing(session, monkeypatch):
     """A disk that is full in the middle of a file leaves the old one, and no piece of the new."""
     session.write(session.state, "old")
-    opened = os.open
 
-    def full(path, *args):
-        os.close(opened(path, *args))
-        return opened("/dev/full", os.O_WRONLY)
+    class Full(io.StringIO):
+        def write(self, _text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(descriptor, _mode):
+        os.close(descriptor)
+        return Full()
 
     with monkeypatch.context() as disk:
-        disk.setattr(os, "open", full)
+        disk.setattr(os, "fdopen", full)
         with pytest.raises(LaunchError, match="No space left"):
             session.write(session.state, "new" * 10_000)
     assert session.state.read_text() == "old"
