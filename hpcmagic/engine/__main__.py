@@ -67,6 +67,9 @@ def join_world(request: Request) -> Any:
     if size != request.ntasks:
         print(f"hpcmagic.engine: MPI world of {size}, not {request.ntasks}", file=sys.stderr)
         sys.exit(WRONG_WORLD)
+    # mpi4py's first pickled reduction doubles the communicator with the interpreter in its hands: a rank that waited
+    # for others in there could not even say so
+    MPI.COMM_WORLD.allreduce(0)
     return MPI.COMM_WORLD
 
 
