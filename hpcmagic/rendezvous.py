@@ -93,6 +93,7 @@ class KeeperState:
     keeper_host: str = ""
     clients: tuple[str, ...] = ()  # who is connected: alice@login1:4711#…
     restarts: int = 0  # how often the ranks were started anew
+    stuck: dict[str, str] = field(default_factory=dict)  # by rank: where it waits for ever, as in a cell's error
     warning: str = ""  # e.g. that the walltime is near, or that the journal is not written
 
 

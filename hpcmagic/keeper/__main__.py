@@ -119,7 +119,7 @@ class Keeper:
         """Start other ranks in the same job, in the way that worked."""
         self.restart_asked = False
         self.controller.forget_ranks("the ranks were restarted")
-        self.tell(phase="starting", ranks=(), restarts=self.state.restarts + 1)
+        self.tell(phase="starting", ranks=(), stuck={}, restarts=self.state.restarts + 1)
         self.ranks.end()
         end_orphans()
         self.ways, self.failed = [self.ranks.starter] * (1 + RETRIES), []
@@ -159,9 +159,9 @@ class Keeper:
         """Write down who is connected and what notebooks should warn of, when that has changed."""
         near = "its walltime is nearly reached: SLURM ends the job in about a minute" if self.walltime_near else ""
         warning = "; ".join(filter(None, (near, self.controller.journal.trouble)))
-        clients = tuple(self.controller.presence.names)
-        if (clients, warning) != (self.state.clients, self.state.warning) or self.untold:
-            self.try_to_tell(clients=clients, warning=warning)
+        clients, stuck = tuple(self.controller.presence.names), dict(self.controller.journal.stuck)
+        if (clients, warning, stuck) != (self.state.clients, self.state.warning, self.state.stuck) or self.untold:
+            self.try_to_tell(clients=clients, warning=warning, stuck=stuck)
         self.controller.presence.warning = "; ".join(filter(None, (warning, self.untold)))
 
     def _look_starting(self, status: int | None) -> str:

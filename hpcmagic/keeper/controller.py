@@ -215,7 +215,9 @@ class Controller(ipp_controller.IPController):
         def on_verb(idents: Any, message: Any) -> None:
             verb = message["header"]["msg_type"]
             if verb == ABANDON:
-                self.hub.pending.difference_update(self.requests.get(message["content"]["cell"], ()))
+                told = message["content"]
+                self.hub.pending.difference_update(self.requests.get(told["cell"], ()))
+                self.journal.on_stuck(told["cell"], told["waiting"])
             else:
                 self.verbs[verb]()
             self.session.send(

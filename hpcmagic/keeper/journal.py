@@ -1,6 +1,7 @@
 """Writes down what passes by: every cell, its output, its replies, for whoever attaches later.
 
-    request ─► a new file in cells/    output, reply ─► behind it    a rank gone ─► "lost"
+    request ─► a new file in cells/    output, reply ─► behind it
+    a rank gone ─► "lost"              one that waits for ever ─► "stuck"
 
 Nothing is kept in memory but sizes and names. On disk the oldest finished cells give way: first their
 outputs and values, then all of them. A disk that is full stops the writing, never the cells.
@@ -46,6 +47,8 @@ class Journal:
         self.limit_nbytes = limit_nbytes
         self.trouble = ""  # why nothing is written at the moment
         self.nbytes = 0
+        self.stuck: dict[str, str] = {}  # by rank: where it waits for ever
+        self._stuck_in: dict[str, str] = {}  # … and in which cell
         self._cells: OrderedDict[str, _Cell] = OrderedDict()
         self._number = 0
 
@@ -75,13 +78,30 @@ class Journal:
         cell = self._cells.get(content.get("cell", ""))
         if cell is not None:
             cell.waits_for.discard(content["rank"])
+            if self._stuck_in.get(str(content["rank"])) == content["cell"]:
+                self._forget_stuck(str(content["rank"]))
             head = {"kind": "reply", "elapsed_s": round(time.monotonic() - cell.began_s, 3), **content}
             self._write(content["cell"], head, buffers)
             self._make_room()
 
+    def on_stuck(self, cell: str, ranks: dict[str, str]) -> None:
+        """Note ranks that wait for ever in a cell, each with where: nobody waits for them any more."""
+        noted = self._cells.get(cell)
+        left = {rank: where for rank, where in ranks.items() if noted is not None and int(rank) in noted.waits_for}
+        if left:
+            self.stuck |= left
+            self._stuck_in |= dict.fromkeys(left, cell)
+            self._write(cell, {"kind": "stuck", "cell": cell, "ranks": left})
+
+    def _forget_stuck(self, rank: str) -> None:
+        self.stuck.pop(rank, None)
+        self._stuck_in.pop(rank, None)
+
     def on_lost(self, ranks: Iterable[int], cause: str) -> None:
         """Note ranks that will answer no more."""
         gone = set(ranks)
+        for rank in gone:
+            self._forget_stuck(str(rank))
         for cell in self.unfinished:
             lost = self._cells[cell].waits_for & gone
             if lost:

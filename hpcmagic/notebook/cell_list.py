@@ -48,4 +48,7 @@ def from_journal(session: Holder, cell_id: str, path: Path) -> Cell | None:
     if first is None or first[0].kind != "cell":
         return None
     head, sent = first[0].head, from_frames(first[0].frames)
-    return Cell(session, cell_id, sent.source, head["name"], head["ranks"], client=head["client"], sent=head["sent"])
+    return Cell(
+        session, cell_id, sent.source, head["name"], head["ranks"],
+        client=head["client"], sent=head["sent"], first_line=sent.first_line,
+    )  # fmt: skip

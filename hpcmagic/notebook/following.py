@@ -2,24 +2,20 @@
 
 every piece of output      ─► shown
 every second               ─► does the session live? the status line; is the keeper heard?
-some raised, others wait   ─► where do these stand? all in MPI, and not moving ─► RankError names them
+some raised, others wait   ─► do these wait for ever (stuck.py)? ─► RankError names them
 Ctrl-C                     ─► interrupt; who does not stop is named, with the line; once more lets go
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcmagic.errors import CellError, RankError
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.handles import Cell
-from hpcmagic.notebook.perrank import rank_set
 from hpcmagic.notebook.streaming import Streamed
-from hpcmagic.wire.messages import ABANDON, DUMP, Stand
+from hpcmagic.notebook.stuck import Whereabouts, standing, stands_of
 from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
@@ -28,14 +24,10 @@ if TYPE_CHECKING:
 LOOK_S = 1.0  # how often a waiting cell looks whether its session still lives
 ASK_S = 15.0  # … and asks the batch system
 SHOW_S = 0.1  # how often output that waits for other ranks is looked at
-ANSWER_S = 0.8  # how long ranks may take to say where they stand
-STUCK_LOOKS = 3  # so often in the same MPI call, while another rank has raised: it waits for ever
 STANDS_S = 5.0  # how often the status line says where slow ranks stand
-FEW_RANKS = 64  # where ranks stand is asked of about so many
 STOP_S = 3.0  # after an interrupt: ranks that have not stopped by then are named
 SILENT_S = 10.0  # the keeper beats every two
 LAST_PIECES_S = 3.0  # how long output that went ahead may come after the reply
-DUMP_S = 1.0
 
 
 class Following:
@@ -50,8 +42,7 @@ class Following:
         self.streamed = Streamed(cell.ranks, labels=session.size > 1)
         self.began_s = time.monotonic()
         self.hint = "Ctrl-C interrupts"
-        self.stands: dict[int, Stand] = {}
-        self.stuck_looks = 0
+        self.where = Whereabouts(cell)
         self._written: set[int] = set()  # ranks whose replies the journal has
         self._journal_at_s = self.began_s + ASK_S
         self._longest_silence_s = 0.0
@@ -59,12 +50,10 @@ class Following:
         self._stands_at_s = self.began_s + STANDS_S
 
     def to_the_end(self) -> None:
-        """Follow until every rank has answered or gone.
+        """Follow until every rank has answered or gone, or waits for ever.
 
         Raises
         ------
-        RankError
-            Some ranks raised, and all others wait for them in MPI.
         CellError
             The time is up, or the user let go.
         SessionEnded
@@ -86,7 +75,7 @@ class Following:
             if now >= self._look_at_s:
                 self._look_at_s = now + LOOK_S
                 self.session.look(now)
-                self._require_progress(now)
+                self._look_where(now)
                 self._mind_the_journal(now)
                 self.line.update(self._line(now))
             if self.deadline_s is not None and now >= self.deadline_s:
@@ -131,34 +120,18 @@ class Following:
         parts = [running_line(self.cell, now - self.began_s)]
         if self.streamed.partial():
             parts.append(self.streamed.partial())
-        elif self.stands:
-            control = self.session.control_path()
-            behind = [s for s in self.stands.values() if s.request and not control.runs(self.pending, s)]
+        elif self.where.stands:
+            control, stands = self.session.control_path(), self.where.stands.values()
+            behind = [s for s in stands if s.request and not control.runs(self.pending, s)]
             earlier = "behind an earlier cell: " if behind else ""
-            parts.append(earlier + standing(behind or self.stands.values()))
+            parts.append(earlier + standing(behind or stands))
         return f"{' · '.join(parts)} ({self.hint})"
 
-    def _require_progress(self, now: float) -> None:
-        """Look where ranks stand: often when some have raised, now and then when it takes long.
-
-        Raises
-        ------
-        RankError
-            Some ranks raised, and all others wait for them in MPI.
-        """
-        missing = self.pending.missing()
-        error = self._error()
-        if not missing or not (error is not None or now >= self._stands_at_s):
-            return
-        self._stands_at_s = now + STANDS_S
-        before, self.stands = self.stands, self._where(missing)
-        if error is None or len(_sample(missing)) > len(self.stands):
-            return
-        same = [r for r, s in self.stands.items() if s.call and r in before and before[r].mark == s.mark]
-        self.stuck_looks = self.stuck_looks + 1 if len(same) == len(self.stands) else 0
-        if self.stuck_looks >= STUCK_LOOKS - 1:
-            self.cell.drain()
-            raise self._stuck_error(error, self.stands)
+    def _look_where(self, now: float) -> None:
+        """Look where ranks stand: often when some have raised, now and then when it takes long."""
+        if not self.where.look(now) and not self.cell.raised() and now >= self._stands_at_s:
+            self._stands_at_s = now + STANDS_S
+            self.where.ask()
 
     def _mind_the_journal(self, now: float) -> None:
         """Take replies from the journal that should have come long ago: the wire was cut in between."""
@@ -169,32 +142,16 @@ class Following:
         if before & self._written & set(self.pending.missing()):
             self.cell.catch_up()
 
-    def _where(self, ranks: Sequence[int]) -> dict[int, Stand]:
-        return self.session.control_path().stands(_sample(ranks), ANSWER_S)
-
     def _error(self) -> RankError | None:
         """Give what ranks have raised so far."""
         return output.rank_error(
             list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
         )
 
-    def _stuck_error(self, error: RankError, stands: Mapping[int, Stand]) -> RankError:
-        self.session.behind[self.cell.id] = self.cell
-        waiting = {rank: f"{stands[rank].call}, {stands[rank].where}" for rank in sorted(stands)}
-        self.session.stuck[self.cell.id] = waiting
-        self.session.control_path().ask_keeper(ABANDON, cell=self.cell.id)  # it keeps the session no more
-        told = (
-            f"{capital(standing(stands.values()))}: for ever.\n"
-            "→ `%hpc restart` gives new ranks in the same job; their variables are lost."
-        )
-        return RankError(f"{error.text}\n{told}", error.ranks, f"{error.full}\n{told}", waiting)
-
     def _late(self) -> None:
         late = output.ranks_in_words(self.pending.missing())
         self.session.interrupt(self.cell)
         stopped = self.pending.wait(STOP_S)
-        if not stopped:
-            self.session.behind[self.cell.id] = self.cell
         said = "it was interrupted" if stopped else f"it was interrupted, but runs on: {self._not_stopped()}"
         raise CellError(
             f"The cell ran longer than its --timeout on {late}; {said}.",
@@ -214,7 +171,6 @@ class Following:
             self.hint = "once more Ctrl-C lets go"
             self._wait()
         except KeyboardInterrupt:
-            self.session.behind[self.cell.id] = self.cell
             left = self.pending.missing()
             error = self._error()
             if error is not None:
@@ -229,17 +185,7 @@ class Following:
 
     def _not_stopped(self) -> str:
         """Say which ranks go on, and at which line each stands."""
-        missing = self.pending.missing()
-        stands = self._where(missing)
-        deaf = [rank for rank in missing if rank not in stands][:FEW_RANKS]
-        if deaf:
-            stands |= dumped_stands(self.session, deaf)
-        return standing(stands.values())
-
-
-def _sample(ranks: Sequence[int]) -> list[int]:
-    """Give some of many ranks, spread evenly: what all of them do, the others do too."""
-    return list(ranks[:: 1 + len(ranks) // FEW_RANKS])
+        return standing(stands_of(self.cell).values())
 
 
 def running_line(cell: Cell, elapsed_s: float) -> str:
@@ -253,86 +199,3 @@ def running_line(cell: Cell, elapsed_s: float) -> str:
     waiting = f"{total - len(missing)} of {total} done{fault}, waiting for {output.ranks_in_words(missing)}"
     state = f"running on {output.count(total, 'rank')}" if len(missing) == total else waiting
     return f"{state}, {output.clock(int(elapsed_s))}"
-
-
-def standing(stands: Iterable[Stand]) -> str:
-    """Say where ranks stand, those at one place together."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for stand in stands:
-        groups.setdefault((stand.where, stand.source, stand.call), []).append(stand.rank)
-    said = []
-    for (where, source, call), ranks in groups.items():
-        who = output.ranks_in_words(ranks)
-        verb = "waits" if len(ranks) == 1 else "wait"
-        if call:
-            said.append(f"{who} {verb} in {call}, {where}")
-        elif where:
-            said.append(f"{who} {'is' if len(ranks) == 1 else 'are'} at {where}: {source}")
-        else:
-            said.append(f"{who} {'does' if len(ranks) == 1 else 'do'} not say where")
-    return "; ".join(said)
-
-
-def dumped_stands(session: Session, ranks: Sequence[int]) -> dict[int, Stand]:
-    """Ask by a signal where ranks stand that do not answer: C code holds their interpreter."""
-    directory = session.directory
-    sizes = {rank: _size(directory.where(rank)) for rank in ranks}
-    session.control_path().ask_keeper(DUMP)
-    deadline = time.monotonic() + DUMP_S
-    while True:  # it is written in pieces
-        stands = {rank: _dumped(session, rank, sizes[rank]) for rank in ranks}
-        if all(stand.where for stand in stands.values()) or time.monotonic() >= deadline:
-            return stands
-        time.sleep(0.05)
-
-
-def _dumped(session: Session, rank: int, begin: int) -> Stand:
-    try:
-        with session.directory.where(rank).open(errors="replace") as file:
-            file.seek(begin)
-            text = file.read()
-    except OSError:
-        return Stand(rank)
-    match = re.search(r'File "<(cell [^"]*)>", line (\d+)', text)
-    return (
-        Stand(rank, "", f"{match[1]}, line {match[2]}", "in C code that holds the interpreter")
-        if match
-        else Stand(rank)
-    )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def capital(text: str) -> str:
-    """Begin with a capital letter, and leave the rest as it is."""
-    return text[:1].upper() + text[1:]
-
-
-def require_not_stuck(session: Session, ranks: Sequence[int]) -> None:
-    """Refuse to send a cell to ranks that wait for ever in an earlier one.
-
-    Raises
-    ------
-    CellError
-        Names them, and the cell they wait in.
-    """
-    for cell_id, cell in list(session.behind.items()):
-        missing = set(cell.missing())
-        if not missing:
-            del session.behind[cell_id]
-            continue
-        waiting = session.stuck.get(cell_id, {})
-        stuck = sorted(missing & set(ranks) & set(waiting))
-        if stuck:
-            free = [rank for rank in range(session.size) if rank not in missing]
-            instead = f", or run this with `--ranks {rank_set(free)}`" if free else ""
-            raise CellError(
-                f"{capital(output.ranks_in_words(stuck))} still wait{'s' if len(stuck) == 1 else ''} in "
-                f"{waiting[stuck[0]]}, and would never come to this cell.",
-                f"`%hpc restart` gives new ranks in the same job (their variables are lost){instead}.",
-            )

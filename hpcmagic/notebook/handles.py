@@ -7,16 +7,16 @@ any other              read from the journal         (wire/history), also when i
 from __future__ import annotations
 
 import contextlib
-import html
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcmagic.errors import CellError, HpcMagicError, SessionEnded, StillRunning
-from hpcmagic.notebook import frontend, output
+from hpcmagic.notebook import frontend, glance, output
 from hpcmagic.notebook.perrank import PerRank
+from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.history import Record, cell_paths, read_records
 from hpcmagic.wire.messages import Output, Reply, from_frames
@@ -24,10 +24,9 @@ from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.view import View
+    from hpcmagic.wire.control import Control
 
 LOOK_S = (0.2, 2.0)  # how often to look into the journal for a cell of another kernel: at first, and at most
-TAIL_LINES = 12  # of its output, that a handle's display shows
-TAIL_NBYTES = 4000  # of each rank's output
 SOURCE_SHOWN = 60
 
 
@@ -38,9 +37,13 @@ class Holder(Protocol):
     size: int
     ended: str
     directory: SessionDirectory
+    given_up: list[Pending]
 
     def interrupt(self, cell: Cell) -> None:
         """Ask the ranks to give the cell up."""
+
+    def control_path(self) -> Control:
+        """Give the way to the ranks."""
 
     def require_alive(self) -> None:
         """Raise if the session has ended."""
@@ -50,6 +53,17 @@ class Holder(Protocol):
 
     def note_error(self, error: HpcMagicError) -> None:
         """Keep an error for `%hpc why`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a cell stands."""
+
+    missing: tuple[int, ...]  # ranks that have not answered, and still may
+    raised: frozenset[str]  # the names of what was raised
+    lost: frozenset[int]  # ranks that are gone
+    waiting: Mapping[int, str]  # ranks that wait for ever, each with where
+    dropped: bool = False  # its values gave way to younger cells'
 
 
 class Cell:
@@ -78,6 +92,7 @@ class Cell:
         client: str = "",
         pending: Pending | None = None,
         sent: float = 0.0,
+        first_line: int = 1,
     ) -> None:
         self.session = session
         self.id = cell_id
@@ -89,6 +104,8 @@ class Cell:
         self.pending = pending
         self._outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
         self._draining = threading.Lock()
+        self._first_line = first_line
+        self._where = Whereabouts(self)
         self._view: View | None = None
 
     def __repr__(self) -> str:
@@ -162,47 +179,70 @@ class Cell:
 
     def missing(self) -> tuple[int, ...]:
         """Give the ranks that have not answered, and still may."""
-        return self._standing()[0]
+        return self._standing().missing
 
-    def _standing(self) -> tuple[tuple[int, ...], set[str], set[int], bool]:
-        """Give who is missing, the names of what was raised, who is lost, and whether values gave way."""
-        if self.pending is not None:
-            raised = {reply.raised.name for reply in list(self.pending.replies.values()) if reply.raised is not None}
-            lost = set(self.pending.lost)
-            missing = set(self.pending.missing())
-            dropped = False
+    def raised(self) -> frozenset[str]:
+        """Give the names of what ranks have raised so far."""
+        return self._standing().raised
+
+    def line(self, number: int) -> str:
+        """Give a line of its text, by the number that tracebacks give it."""
+        lines = self.source.splitlines()
+        return lines[number - self._first_line] if 0 <= number - self._first_line < len(lines) else ""
+
+    def _standing(self) -> Standing:
+        pending = self.pending
+        if pending is None:
+            standing = self._written_standing()
         else:
-            heads = [record.head for record in self._records(heads_only=True)]
-            answered = {head["rank"]: head.get("raised", "") for head in heads if head["kind"] == "reply"}
-            raised = {name for name in answered.values() if name}
-            lost = {rank for head in heads if head["kind"] == "lost" for rank in head["ranks"]}
-            missing = set(self.ranks) - set(answered) - lost
-            dropped = any(head["kind"] == "dropped" for head in heads)
+            names = frozenset(r.raised.name for r in list(pending.replies.values()) if r.raised is not None)
+            standing = Standing(pending.missing(), names, frozenset(pending.lost), pending.waiting())
         if self.session.ended:
-            lost, missing = lost | missing, set()
-        return tuple(sorted(missing)), raised, lost, dropped
+            gone = {*standing.lost, *standing.missing, *standing.waiting}
+            standing = replace(standing, missing=(), lost=frozenset(gone), waiting={})
+        return standing
+
+    def _written_standing(self) -> Standing:
+        """Give how it stands by the journal."""
+        heads = [record.head for record in self._records(heads_only=True)]
+        answered = {head["rank"]: head.get("raised", "") for head in heads if head["kind"] == "reply"}
+        lost = {rank for head in heads if head["kind"] == "lost" for rank in head["ranks"]}
+        stuck = {
+            int(rank): where for head in heads if head["kind"] == "stuck" for rank, where in head["ranks"].items()
+        }
+        over = {*answered, *lost, *stuck}
+        return Standing(
+            tuple(sorted(rank for rank in self.ranks if rank not in over)),
+            frozenset(name for name in answered.values() if name),
+            frozenset(lost),
+            {rank: where for rank, where in stuck.items() if rank not in answered and rank not in lost},
+            any(head["kind"] == "dropped" for head in heads),
+        )
 
     @property
     def state(self) -> str:
         """``running`` (or waiting behind others), ``done``, ``failed``, ``interrupted``, or ``lost``."""
-        missing, raised, lost, _ = self._standing()
-        if missing:
+        standing = self._standing()
+        if standing.missing:
             return "running"
-        if lost and not raised:
+        if standing.lost and not standing.raised:
             return "lost"
-        return "done" if not raised else "interrupted" if raised == {"KeyboardInterrupt"} else "failed"
+        interrupted = standing.raised == {"KeyboardInterrupt"} and not standing.waiting
+        return "done" if not standing.raised else "interrupted" if interrupted else "failed"
 
     def how_it_goes(self) -> str:
         """Say the state in a few words."""
-        missing, raised, _, _ = self._standing()
+        standing = self._standing()
+        missing, names = standing.missing, ", ".join(sorted(standing.raised))
         answered = len(self.ranks) - len(missing)
         if not missing:
-            return f"{self.state}{' ' + ', '.join(sorted(raised)) if raised else ''}"
+            waits = f", {waiting_in_words(standing.waiting)}" if standing.waiting else ""
+            return f"{self.state}{' ' + names if names else ''}{waits}"
         elapsed = output.clock(int(max(0, time.time() - self.sent)))
         if answered:
-            fault = f" ({', '.join(sorted(raised))})" if raised else ""
-            waits = output.ranks_in_words(missing)
-            return f"{answered} of {len(self.ranks)} done{fault}, waiting for {waits}, {elapsed}"
+            fault = f" ({names})" if names else ""
+            left = output.ranks_in_words(missing)
+            return f"{answered} of {len(self.ranks)} done{fault}, waiting for {left}, {elapsed}"
         return f"running on {output.count(len(self.ranks), 'rank')}, {elapsed}"
 
     def done(self) -> bool:
@@ -239,10 +279,15 @@ class Cell:
                 self.pending.wait(left)
             else:
                 time.sleep(left)
-            with contextlib.suppress(SessionEnded):  # what came before the end counts
-                self.session.look(time.monotonic())
+            self._look()
             look_s = min(LOOK_S[1], look_s * 1.3)
         return True
+
+    def _look(self) -> None:
+        """Look, while it is waited for, whether its session lives, and whether its ranks wait for ever."""
+        with contextlib.suppress(SessionEnded):  # what came before the end counts
+            self.session.look(time.monotonic())
+            self._where.look(time.monotonic())
 
     def result(self, timeout: float | None = None) -> PerRank | None:
         """Wait for the last value of each rank; None where no rank had one.
@@ -262,27 +307,28 @@ class Cell:
                 "Wait longer, or `.cancel()` it.",
             )
         try:
-            return self._outcome()
+            return self.outcome()
         except HpcMagicError as error:
             self.session.note_error(error)
             raise
 
-    def _outcome(self) -> PerRank | None:
+    def outcome(self) -> PerRank | None:
         """Give the values of a cell that is over, or raise what it ended with."""
         replies = self.replies()
         error = output.rank_error(
             [replies[rank] for rank in sorted(replies)], size=self.session.size, defined_here=frontend.defined_here
         )
+        standing = self._standing()
         if error is not None:
-            raise error
-        _, _, lost, dropped = self._standing()
-        if lost:
+            raise stuck_error(error, standing.waiting)
+        if standing.lost:
             self.session.require_alive()
+            gone = output.ranks_in_words(sorted(standing.lost))
             raise SessionEnded(
-                f"{self.name.capitalize()} never ended on {output.ranks_in_words(lost)}: the ranks are gone.",
+                f"{self.name.capitalize()} never ended on {gone}: the ranks are gone.",
                 "What it had put out is in `.output`; run it again.",
             )
-        if dropped:
+        if standing.dropped:
             raise CellError(
                 f"The values of {self.name} are not kept any more: younger cells needed the room.",
                 "Keep what you need in a variable.",
@@ -323,8 +369,7 @@ class Cell:
             while not self.done():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), LOOK_S[1])
-                with contextlib.suppress(SessionEnded):
-                    await asyncio.to_thread(self.session.look, time.monotonic())
+                await asyncio.to_thread(self._look)
             return self.result()
 
         return waited().__await__()
@@ -341,44 +386,11 @@ class Cell:
 
     def as_text(self) -> str:
         """Give how it goes, and the end of its output."""
-        return "\n".join([f"{self.name}: {self.how_it_goes()}", *self._tail()])
+        return glance.as_text(self)
 
     def as_html(self) -> str:
         """Give the same as a page."""
-        colour = {"running": "#1976d2", "done": "#2e7d32", "failed": "#c62828"}.get(self.state, "#8d6e63")
-        head = (
-            f'<span style="color:{colour}">●</span> <b>{html.escape(self.name)}</b> {html.escape(self.how_it_goes())}'
-        )
-        tail = "\n".join(self._tail())
-        body = f'<pre style="margin:0.3em 0 0 1.1em; font-size:90%">{html.escape(tail)}</pre>' if tail else ""
-        return f"<div>{head}{body}</div>"
-
-    def _tail(self) -> list[str]:
-        """Give the last lines of the output, and how it ended."""
-        ends = {rank: _end(pieces) for rank, pieces in self.outputs().items()}
-        lines = output.text_of(ends, labels=self.session.size > 1).splitlines()
-        lines = ["…", *lines[-TAIL_LINES:]] if len(lines) > TAIL_LINES else lines
-        if not self.done():
-            return lines
-        try:
-            value = self._outcome()
-        except HpcMagicError as error:
-            return [*lines, *str(error).splitlines()]
-        ended = repr(value).splitlines() if value is not None else []
-        return [*lines, *(["→"] if lines and ended else []), *ended[:TAIL_LINES]]
-
-
-def _end(pieces: Sequence[Output]) -> list[Output]:
-    """Give the last pieces of a rank's output, the first of them cut: a display is drawn twice a second."""
-    kept: list[Output] = []
-    nbytes = 0
-    for piece in reversed(pieces):
-        text = piece.text if len(piece.text) <= TAIL_NBYTES else piece.text[-TAIL_NBYTES:].partition("\n")[2]
-        kept.append(replace(piece, text=text))
-        nbytes += len(text)
-        if nbytes >= TAIL_NBYTES:
-            break
-    return kept[::-1]
+        return glance.as_html(self)
 
 
 def in_thread(work: Callable[[], Any]) -> None:

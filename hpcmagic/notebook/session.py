@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -22,13 +22,14 @@ from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
 from hpcmagic.notebook.cell_list import Cells, all_cells
-from hpcmagic.notebook.following import ASK_S, Following, require_not_stuck
+from hpcmagic.notebook.following import ASK_S, Following
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.pickling import loaded, pickle_for_ranks
 from hpcmagic.notebook.restarting import restart, wait_if_restarting
 from hpcmagic.notebook.status import JobSeen, Status, status_of
+from hpcmagic.notebook.stuck import require_not_stuck, stuck_error
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control
@@ -66,8 +67,8 @@ class Session:
         self.size = request.ntasks
         self.ended = ended
         self.last_error: HpcMagicError | None = None
-        self.behind: dict[str, Cell] = {}  # by id: cells that were let go, and that ranks may still work on
-        self.stuck: dict[str, dict[int, str]] = {}  # by cell: ranks that wait for ever, each with where
+        self.told = KeeperState("starting")  # the keeper's word when it was last read
+        self.given_up: list[Pending] = []  # of cells of this kernel whose ranks wait for ever
         self._live: dict[str, Cell] = {}  # by id: cells of this kernel that are not over
         self._cells = 0
         self._news = News(self.name)
@@ -152,7 +153,7 @@ class Session:
             Following(self, sent, pending, deadline_s).to_the_end()
             self._require_all(pending)
             replies = [pending.replies[rank] for rank in sorted(pending.replies)]
-            self._raise(replies)
+            self._raise(replies, pending.waiting())
         return replies
 
     def send_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> Cell:
@@ -168,7 +169,8 @@ class Session:
         check_syntax(cell)
         chosen, cell_id = self.chosen(ranks), secrets.token_hex(6)
         pending = self._send(cell, chosen, cell_id)
-        sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=self.control_path().name, pending=pending)
+        own, line = self.control_path().name, cell.first_line
+        sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=own, pending=pending, first_line=line)
         self._live[cell_id] = sent
         pending.at_end(lambda: self._forget(cell_id))
         return sent, pending
@@ -230,8 +232,7 @@ class Session:
         self._news.expect_restart()
         with self.noted_errors():
             restart(self)
-        self.behind.clear()
-        self.stuck.clear()
+        self.given_up.clear()
 
     def status(self) -> Status:
         """Ask how the session stands."""
@@ -301,6 +302,7 @@ class Session:
             raise self._ended(self._cause_aside() or "its directory is gone: somebody has removed it") from None
         if keeper.phase == "ended":
             raise self._ended(cause_of_end(keeper, self.launcher, self.job))
+        self.told = keeper
         own, warned = (self.control.name, self.control.warning) if self.control is not None else ("", "")
         self._news.tell(replace(keeper, warning=warned or keeper.warning), own)
 
@@ -404,10 +406,10 @@ class Session:
         for cell in list(self._live.values()):
             cell.lose()
 
-    def _raise(self, replies: Sequence[Reply]) -> None:
+    def _raise(self, replies: Sequence[Reply], waiting: Mapping[int, str] | None = None) -> None:
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)
         if error is not None:
-            raise error
+            raise stuck_error(error, waiting or {})
 
 
 def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:

@@ -186,7 +186,7 @@ class SessionClient(ipyparallel.Client):
                 answer.add_done_callback(lambda f, rank=rank: stands.update({rank: Stand(**f.result()["content"])}))
         return stands
 
-    def ask_keeper(self, verb: str, **what: str) -> None:
+    def ask_keeper(self, verb: str, **what: Any) -> None:
         """Ask the keeper for something; it answers by doing it."""
         self._send(self._query_stream, verb, what)
 
@@ -329,7 +329,7 @@ class Control:
         """Whether a rank works on this very request."""
         return self.client.unanswered(pending).get(stand.request) == stand.rank
 
-    def ask_keeper(self, verb: str, **what: str) -> None:
+    def ask_keeper(self, verb: str, **what: Any) -> None:
         """Ask the keeper to restart the ranks, or to have them write down where they stand."""
         self.client.ask_keeper(verb, **what)
 

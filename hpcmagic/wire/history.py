@@ -6,6 +6,7 @@
     head     {"kind": "cell", …}       source, ranks, who sent it        frames of RunCell
              {"kind": "output", …}     what a rank printed or showed     frames of a tuple of Output
              {"kind": "reply", …}      how a rank ended                  frames of Reply
+             {"kind": "stuck", …}      ranks that wait for ever, where   no frames
              {"kind": "lost", …}       ranks that will never reply       no frames
              {"kind": "dropped"}       its outputs and values gave way to younger cells'
 

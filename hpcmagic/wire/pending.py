@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpcmagic.wire.messages import Output, Reply
@@ -26,6 +26,7 @@ class Pending:
         self.cell = cell
         self.replies: dict[int, Reply] = {}
         self.lost: set[int] = set()
+        self.stuck: dict[int, str] = {}  # ranks that wait for ever, each with where
         self.restarts = 0  # how often the ranks had been started anew when it was sent
         self.on_end: list[Callable[[], None]] = []
         self._pieces: dict[int, dict[int, tuple[Output, ...]]] = {rank: {} for rank in self.ranks}
@@ -47,6 +48,10 @@ class Pending:
         """Note that a rank will never answer (called in the client's thread)."""
         self._note(lambda: self.lost.add(rank))
 
+    def give_up(self, stuck: Mapping[int, str]) -> None:
+        """Wait no more for ranks that wait for ever; should one answer all the same, it counts."""
+        self._note(lambda: self.stuck.update(stuck))
+
     def _note(self, change: Callable[[], Any]) -> None:
         with self._changed:
             change()
@@ -65,8 +70,13 @@ class Pending:
         _call(callback)
 
     def missing(self) -> tuple[int, ...]:
-        """Ranks that have neither answered nor gone."""
-        return tuple(r for r in self.ranks if r not in self.replies and r not in self.lost)
+        """Ranks that have neither answered nor gone, and still may."""
+        return tuple(r for r in self.ranks if r not in self.replies and r not in self.lost and r not in self.stuck)
+
+    def waiting(self) -> dict[int, str]:
+        """Ranks that wait for ever, each with where."""
+        stuck = dict(self.stuck)
+        return {r: where for r, where in stuck.items() if r not in self.replies and r not in self.lost}
 
     def lacks_pieces(self) -> tuple[int, ...]:
         """Ranks that have answered, of whose output a piece that went ahead has not come."""

@@ -10,6 +10,7 @@ import time
 from textwrap import dedent
 
 import pytest
+from faults import eventually, soon
 
 import hpcmagic
 from notebooks import shown_by
@@ -283,6 +284,93 @@ def test_stuck_then_restarted(own_session):
     assert session.run("'free'", ranks=[1])[1] == "free"
     session.restart()
     assert session.run("comm.allreduce(1)").same() == 3
+
+
+@pytest.fixture
+def mpi_pair(own_session):
+    """Two ranks with MPI."""
+    session = own_session(nodes=2, session="stuck")
+    if not session.keeper_state().world:
+        pytest.skip("there is no MPI here")
+    return session
+
+
+FIRST = {
+    "allreduce": "comm.allreduce(1)",
+    "reduce": "comm.reduce(1, root=1)",
+    "of a communicator of the user's": "new.allreduce(1)",
+    "Barrier": "comm.Barrier()",
+}
+
+
+@pytest.mark.parametrize("call", FIRST.values(), ids=FIRST)
+def test_stuck_in_the_first_call(mpi_pair, call):
+    """A rank that waits for another that has raised is found so in its very first call, mpi4py's pickled ones too."""
+    with soon(15), pytest.raises(hpcmagic.RankError) as stuck:
+        mpi_pair.run(f"new = comm.Dup()\nif rank == 0: raise ValueError('bad')\n{call}")
+    assert stuck.value.waiting == {1: f"{call}, cell 1, line 3"}
+
+
+WAYS = {
+    "result": lambda handle: handle.result(),
+    "await": lambda handle: asyncio.run(awaited(handle)),
+    "wait": lambda handle: handle.wait() and handle.result(0),
+}
+
+
+async def awaited(handle):
+    return await handle
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_stuck_handle(mpi_pair, tmp_path, way):
+    """Whoever waits for a handle learns that its ranks wait for ever; so does every kernel, and none sends more."""
+    called = threading.Event()
+    handle = mpi_pair.run("if rank == 0: raise ValueError('bad')\ncomm.Barrier()", block=False)
+    handle.add_done_callback(lambda _: called.set())
+    with soon(15), pytest.raises(hpcmagic.RankError, match="ValueError on rank 0: bad") as stuck:
+        way(handle)
+    assert called.wait(5)
+    other = eventually(lambda: other_sees(hpcmagic.attach("stuck", session_dir=str(tmp_path / "d"))))
+    for session, cell in ((mpi_pair, handle), (mpi_pair, mpi_pair.cells[-1]), (other, other.cells[-1])):
+        assert (cell.state, cell.done()) == ("failed", True)
+        assert cell.how_it_goes() == "failed ValueError, rank 1 waits in comm.Barrier(), cell 1, line 2"
+        with pytest.raises(hpcmagic.RankError) as again:
+            cell.result()
+        assert (str(again.value), again.value.waiting) == (str(stuck.value), stuck.value.waiting)
+        with pytest.raises(
+            hpcmagic.CellError, match=r"Rank 1 still waits in comm.Barrier.*would never come"
+        ) as refused:
+            session.run("1")
+        assert "`--ranks 0`" in refused.value.mend
+    mpi_pair.restart()
+    assert list(other.run("rank")) == [0, 1]
+    other.control.close()
+
+
+def other_sees(session):
+    """A session in which a cell that is stuck has been told of."""
+    if session.keeper_state().stuck:
+        return session
+    session.control.close()
+    return None
+
+
+def test_stuck_while_nobody_waits(mpi_pair, tmp_path):
+    """Another kernel finds out about a cell that nobody waits for; ranks that go on after all are free again."""
+    handle = mpi_pair.run(
+        "if rank == 0: raise ValueError('bad')\ncomm.Barrier()\nprint('went on')\n'late'", block=False
+    )
+    other = hpcmagic.attach("stuck", session_dir=str(tmp_path / "d"))
+    with soon(15), pytest.raises(hpcmagic.RankError, match="for ever"):
+        eventually(lambda: other.cells)[-1].result()
+    assert list(mpi_pair.run("comm.Barrier(); rank", ranks=[0])) == [0]
+    assert handle.wait(10)
+    assert eventually(lambda: not mpi_pair.keeper_state().stuck)
+    for session in (mpi_pair, other):
+        assert session.cells[0].output == "[1] went on\n"
+        assert list(session.run("rank")) == [0, 1]
+    other.control.close()
 
 
 def test_slow_ranks_are_not_stuck(session):

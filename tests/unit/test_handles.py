@@ -10,7 +10,7 @@ import pytest
 
 from hpcmagic.errors import CellError, LaunchError, RankError, SessionEnded, StillRunning
 from hpcmagic.keeper.journal import Journal
-from hpcmagic.notebook import handles
+from hpcmagic.notebook import glance, handles
 from hpcmagic.notebook.cell_list import Cells, all_cells, from_journal
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.pickling import pickle_for_ranks
@@ -102,6 +102,11 @@ class Wire:
         self.journal.on_lost(ranks, "gone")
         for rank in ranks:
             self.pending.lose(rank)
+
+    def get_stuck(self, waiting):
+        """Let ranks wait for ever."""
+        self.journal.on_stuck(self.cell_id, {str(rank): where for rank, where in waiting.items()})
+        self.pending.give_up(waiting)
 
     def handle(self):
         """The cell's handle in the kernel that sent it."""
@@ -201,6 +206,32 @@ def test_end_of_the_session_is_noticed(sent, session, monkeypatch):
     assert cell.state == "lost"
 
 
+def test_stuck(sent):
+    """Ranks that wait for ever are waited for no more: the cell has failed, and its error names them."""
+    on_its_way = sent(ranks=(0, 1, 2, 3))
+    on_its_way.answer(failed(0, "KeyboardInterrupt"))
+    on_its_way.get_stuck({1: "comm.Barrier(), cell 1, line 2", 2: "comm.Barrier(), cell 1, line 2", 3: "comm.recv()"})
+    on_its_way.answer(gave(3))
+    cell = look(on_its_way)
+    assert (cell.state, cell.done(), cell.wait(0)) == ("failed", True, True)
+    assert cell.how_it_goes() == "failed KeyboardInterrupt, ranks 1-2 wait in comm.Barrier(), cell 1, line 2"
+    with pytest.raises(RankError, match="KeyboardInterrupt on rank 0") as error:
+        cell.result()
+    assert "\nRanks 1-2 wait in comm.Barrier(), cell 1, line 2: for ever.\n→ `%hpc restart`" in error.value.text
+    assert error.value.waiting == dict.fromkeys((1, 2), "comm.Barrier(), cell 1, line 2")
+
+
+def test_stuck_then_lost(sent):
+    """Ranks that waited for ever and are gone since are named no more."""
+    on_its_way = sent()
+    on_its_way.answer(failed(0))
+    on_its_way.get_stuck({1: "comm.Barrier()"})
+    on_its_way.lose(1)
+    cell = look(on_its_way)
+    assert (cell.state, cell.how_it_goes()) == ("failed", "failed ValueError")
+    assert cell.exception().waiting == {}
+
+
 # ---- what it has put out
 
 
@@ -269,7 +300,7 @@ def test_long_output_in_short(sent):
     on_its_way.put_out(0, 0, "".join(f"line {n}\n" for n in range(100)))
     lines = look(on_its_way).as_text().splitlines()
     assert lines[:2] == ["cell 1: running on 1 rank, 0 s", "…"]
-    assert lines[2:] == [f"[0] line {n}" for n in range(100 - handles.TAIL_LINES, 100)]
+    assert lines[2:] == [f"[0] line {n}" for n in range(100 - glance.TAIL_LINES, 100)]
 
 
 def test_as_html(sent):

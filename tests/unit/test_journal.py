@@ -252,3 +252,18 @@ def test_no_folder(tmp_path):
     answer(notes, "a1")
     assert notes.trouble
     assert notes.unfinished == []
+
+
+def test_stuck(notes):
+    """Ranks that wait for ever are noted with where, until they answer after all or are gone."""
+    ask(notes, "a1", ranks=[0, 1, 2])
+    answer(notes, "a1", rank=0)
+    notes.on_stuck("a1", {"0": "nowhere", "1": "comm.Barrier()", "2": "comm.recv()"})
+    notes.on_stuck("b2", {"1": "no such cell"})
+    assert notes.stuck == {"1": "comm.Barrier()", "2": "comm.recv()"}
+    assert notes.unfinished == ["a1"]
+    answer(notes, "a1", rank=1)
+    assert notes.stuck == {"2": "comm.recv()"}
+    notes.on_lost([2], "restarted")
+    assert notes.stuck == {}
+    assert kinds(notes, "a1") == ["cell", "reply", "stuck", "reply", "lost"]

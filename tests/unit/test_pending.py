@@ -239,3 +239,16 @@ def test_wait_for_news(number, news):
     assert not pending.wait_for_news(0)
     pending.take(Reply(0, streamed=2))
     assert pending.wait_for_news(0)
+
+
+def test_given_up():
+    """Ranks that wait for ever are waited for no more; one that answers all the same has answered."""
+    pending, told = Pending([0, 1, 2]), []
+    pending.at_end(lambda: told.append("over"))
+    pending.take(Reply(0))
+    pending.give_up({1: "comm.Barrier()", 2: "comm.recv()"})
+    assert (pending.missing(), told) == ((), ["over"])
+    pending.take(Reply(1))
+    assert pending.waiting() == {2: "comm.recv()"}
+    pending.lose(2)
+    assert (pending.waiting(), told) == ({}, ["over"])
