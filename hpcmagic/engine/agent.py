@@ -6,6 +6,7 @@ this machine may be killed alone: its ranks look for its process once a second a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -33,7 +34,10 @@ class Agent(threading.Thread):
         look_at_s = monotonic() + LOOK_S
         while True:
             sleep(STREAM_S)
-            self.stream()
+            try:
+                self.stream()
+            except Exception:  # whatever a cell puts out, the keeper is watched on
+                logging.getLogger("hpcmagic").exception("Output could not be sent ahead")
             if monotonic() >= look_at_s:
                 look_at_s = monotonic() + LOOK_S
                 self.require_keeper()

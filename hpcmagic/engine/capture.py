@@ -26,6 +26,8 @@ from hpcmagic.wire.messages import DISPLAY_LIMIT_NBYTES, OUTPUT_LIMIT_NBYTES, Ou
 if TYPE_CHECKING:
     from hpcmagic.engine.cells import RankShell
 
+PLAIN: tuple[type[Any], ...] = (bool, int, float, bytes)
+
 
 class Capture:
     """What one running cell has put out and nobody has taken yet.
@@ -173,6 +175,7 @@ class CellStream(io.TextIOBase):
         """Take text of whichever thread prints."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        text = str.__str__(text)  # print() passes an instance of the cell's own class on
         capture = self.shell.capture
         if capture is None and self.shell.serves_stock:
             self._unflushed = True
@@ -227,7 +230,8 @@ class RankDisplayPublisher(ZMQDisplayPublisher):
         else:
             told = kwargs.get("transient") or {}
             name, update = str(told.get("display_id") or ""), bool(kwargs.get("update"))
-            capture.display(Output("display", "", dict(data), dict(metadata or {}), name, update))
+            bundle, about = plain(dict(data)), plain(dict(metadata or {}))
+            capture.display(Output("display", "", bundle, about, plain(name), update))
 
     def clear_output(self, wait: bool = False) -> None:  # IPython's signature
         """Forget what the running cell has put out."""
@@ -235,3 +239,17 @@ class RankDisplayPublisher(ZMQDisplayPublisher):
             super().clear_output(wait)
         else:
             self.shell.capture.clear(wait=wait)
+
+
+def plain(value: Any) -> Any:
+    """Give what is displayed as it loads anywhere: texts, bytes, numbers, lists and dicts, of all else the repr."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    for kind in PLAIN:
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, dict):
+        return {str.__str__(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if value is None else str.__str__(repr(value))

@@ -44,7 +44,9 @@ from hpcmagic.wire.messages import (
     Raised,
     Reply,
     from_frames,
+    sendable,
     to_frames,
+    unsaid_output,
 )
 
 AGAIN_S = 0.01
@@ -97,13 +99,18 @@ class RankKernel(IPythonParallelKernel):
         finally:
             self._answered.append(self._cell)
             self._running = self._cell = ""
+        reply, frames = sendable(reply)
         content = {"status": "ok", "cell": cell, "rank": self.engine_id, "raised": _name_of(reply.raised)}
-        self.session.send(stream, REPLY, content, parent=parent, ident=ident, buffers=to_frames(reply))
+        self.session.send(stream, REPLY, content, parent=parent, ident=ident, buffers=frames)
 
     def publish_output(self, cell: str, piece: int, outputs: tuple[Output, ...]) -> None:
         """Send a piece of a running cell's output to whoever is connected, and to the journal."""
         content = {"cell": cell, "rank": self.engine_id, "piece": piece}
-        self.session.send(self.iopub_socket, OUTPUT, content, ident=OUTPUT.encode(), buffers=to_frames(outputs))
+        try:
+            frames = to_frames(outputs)
+        except Exception as error:
+            frames = to_frames(unsaid_output(error, "sent"))
+        self.session.send(self.iopub_socket, OUTPUT, content, ident=OUTPUT.encode(), buffers=frames)
 
     def say_where(self, stream: Any, ident: Any, parent: Any) -> None:
         """Say where the main thread stands (called in the control thread: C code that holds the GIL delays it)."""

@@ -32,10 +32,9 @@ def raised_by(error: BaseException) -> Raised:
     last = entries[-1] if entries else None
     if last is not None and own and last is not own[-1] and not last.filename.startswith(PACKAGE):
         frames.append(_frame(last))
-    if isinstance(error, SyntaxError) and (error.filename or "").startswith(CELL):
-        where = f"{_file(error.filename or '')}, line {error.lineno}"
-        frames = [Frame(where, "", (error.text or "").strip())]
-    return Raised(type(error).__name__, _text(error), tuple(frames), "".join(traceback.format_exception(error)))
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str) and error.filename.startswith(CELL):
+        frames = [Frame(f"{_file(error.filename)}, line {error.lineno}", "", _exact(error.text or "").strip())]
+    return Raised(_exact(type(error).__name__), _text(error), tuple(frames), _full(error))
 
 
 def users_frame(frame: Any) -> bool:
@@ -132,7 +131,7 @@ def _down_to_ours(entries: Iterable[traceback.FrameSummary]) -> Iterable[traceba
 
 def _text(error: BaseException) -> str:
     try:
-        text = (error.msg if isinstance(error, SyntaxError) else str(error)) or ""
+        text = _exact((error.msg if isinstance(error, SyntaxError) else error) or "")
     except BaseException as broken:  # a user's __str__ may raise anything
         text = f"<its str() raised {type(broken).__name__}>"
     if isinstance(error, BaseExceptionGroup):
@@ -141,6 +140,18 @@ def _text(error: BaseException) -> str:
     if error.__cause__ is not None:
         text += f" (caused by {type(error.__cause__).__name__}: {_text(error.__cause__)})"
     return text
+
+
+def _full(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException as broken:  # it formats what a SyntaxError says of itself, which may be anything
+        return f"<no traceback: {type(broken).__name__}>"
+
+
+def _exact(text: Any) -> str:
+    """Give a text as it loads anywhere: no class of the cell's, which only the rank has."""
+    return str.__str__(str(text))
 
 
 def _folded(frames: Iterable[Frame]) -> Iterable[Frame]:

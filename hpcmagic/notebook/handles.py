@@ -19,7 +19,7 @@ from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.history import Record, cell_paths, read_records
-from hpcmagic.wire.messages import Output, Reply, from_frames
+from hpcmagic.wire.messages import Output, Reply, outputs_from, reply_from
 from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ class Cell:
         for record in self._records():
             rank = record.head.get("rank")
             if record.kind == "output" and rank in self._outputs:
-                pending.take_piece(rank, record.head["piece"], from_frames(record.frames))
+                pending.take_piece(rank, record.head["piece"], outputs_from(record.frames))
             elif record.kind == "reply" and record.frames and rank in self._outputs:
-                pending.take(from_frames(record.frames))
+                pending.take(reply_from(record.head["rank"], record.frames))
 
     def lose(self) -> None:
         """Note that the ranks that have not answered never will: whoever waits goes on, and callbacks are called."""
@@ -175,7 +175,7 @@ class Cell:
         if self.pending is not None:
             return dict(self.pending.replies)
         found = (record for record in self._records() if record.kind == "reply" and record.frames)
-        return {record.head["rank"]: from_frames(record.frames) for record in found}
+        return {record.head["rank"]: reply_from(record.head["rank"], record.frames) for record in found}
 
     def missing(self) -> tuple[int, ...]:
         """Give the ranks that have not answered, and still may."""

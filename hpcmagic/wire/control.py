@@ -45,7 +45,8 @@ from hpcmagic.wire.messages import (
     WITHDRAWN,
     Reply,
     Stand,
-    from_frames,
+    outputs_from,
+    reply_from,
     to_frames,
 )
 from hpcmagic.wire.pending import Pending
@@ -201,16 +202,16 @@ class SessionClient(ipyparallel.Client):
         told = message["content"]
         pending = self._cells.get(told["cell"])
         if pending is not None:
-            pending.take_piece(told["rank"], told["piece"], from_frames(message["buffers"]))
+            pending.take_piece(told["rank"], told["piece"], outputs_from(message["buffers"]))
 
     def _on_reply(self, message: Any) -> None:
         msg_id = message["parent_header"]["msg_id"]
-        pending, _rank = self._pending.pop(msg_id, (None, 0))
+        pending, rank = self._pending.pop(msg_id, (None, 0))
         future = self._futures.get(msg_id)
         if future is not None:
             future.set_result(None)
         if pending is not None:
-            pending.take(from_frames(message["buffers"]))
+            pending.take(reply_from(rank, message["buffers"]))
 
     def _on_rank_gone(self, message: Any) -> None:
         rank = int(message["content"]["id"])

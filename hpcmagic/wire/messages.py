@@ -188,3 +188,41 @@ def to_frames(message: Any) -> list[Any]:
 def from_frames(frames: Sequence[Any]) -> Any:
     """Give the message back. Its buffers are views of the frames."""
     return pickle.loads(frames[0], buffers=frames[1:])
+
+
+def sendable(reply: Reply) -> tuple[Reply, list[Any]]:
+    """Give a reply with its frames; where it cannot be pickled, one that says so: who asked must hear something."""
+    try:
+        return reply, to_frames(reply)
+    except Exception as error:  # what a cell puts out may hold anything
+        printed = tuple(output for output in reply.outputs if output.kind != "display")
+        said = unsaid(reply.rank, error, "sent", outputs=printed, streamed=reply.streamed)
+        return said, to_frames(said)
+
+
+def reply_from(rank: int, frames: Sequence[Any]) -> Reply:
+    """Give a rank's reply; one that cannot be loaded here becomes one that says so."""
+    try:
+        reply = from_frames(frames)
+    except Exception as error:  # it may hold what only the rank has; loading runs the user's code
+        return unsaid(rank, error, "loaded here")
+    return reply if isinstance(reply, Reply) else unsaid(rank, TypeError(type(reply).__name__), "understood here")
+
+
+def outputs_from(frames: Sequence[Any]) -> tuple[Output, ...]:
+    """Give a piece of output; one that cannot be loaded here becomes one that says so."""
+    try:
+        return tuple(from_frames(frames))
+    except Exception as error:
+        return unsaid_output(error, "loaded here")
+
+
+def unsaid(rank: int, error: BaseException, what: str, **rest: Any) -> Reply:
+    """Give the reply that stands for one that could not be sent or loaded."""
+    text = f"what the rank answered cannot be {what} ({type(error).__name__}: {error})"
+    return Reply(rank, raised=Raised("CannotSay", text, (), text), **rest)
+
+
+def unsaid_output(error: BaseException, what: str) -> tuple[Output, ...]:
+    """Give the output that stands for one that could not be sent or loaded."""
+    return (Output("stderr", f"[… output that cannot be {what}: {type(error).__name__}: {error}]\n"),)

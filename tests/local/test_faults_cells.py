@@ -51,6 +51,13 @@ HARM = {
         "class V:\n  def __reduce__(self): raise SystemExit\nV()",
         "SystemExit on all 2 ranks",
     ),
+    "SyntaxError of anything": ("raise SyntaxError(lambda: 1)", "SyntaxError on all 2 ranks:"),
+    "str() of the cell's own class": (
+        "class S(str): pass\nclass E(Exception):\n  def __str__(self): return S('hi')\nraise E",
+        "E on all 2 ranks: hi",
+    ),
+    "a display of anything": ("display({'text/plain': lambda: 1}, raw=True)\nimport time; time.sleep(0.5)", DONE),
+    "a display of the cell's own class": ("class S(str): pass\ndisplay({'text/plain': S('x')}, raw=True)", DONE),
     "1 and 2 closed": ("import os; os.close(1); os.close(2)", DONE),
     "sys.stdout replaced": ("import io, sys; sys.stdout = io.StringIO(); sys.stderr = None", DONE),
     "sys.stdout deleted": ("import sys; del sys.stdout", "AttributeError on all 2 ranks"),

@@ -2,11 +2,15 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from hpcmagic.engine.capture import Capture, RankLog
-from hpcmagic.wire.messages import DISPLAY_LIMIT_NBYTES, OUTPUT_LIMIT_NBYTES, Output
+from hpcmagic.engine import agent
+from hpcmagic.engine.agent import Agent
+from hpcmagic.engine.capture import Capture, RankLog, plain
+from hpcmagic.wire.messages import DISPLAY_LIMIT_NBYTES, OUTPUT_LIMIT_NBYTES, Output, Reply, from_frames, sendable
 
 NOTICE = "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"
 
@@ -245,3 +249,64 @@ def test_closed_by_a_cell(log, path, descriptor):
     finally:
         os.dup2(kept, descriptor)
         os.close(kept)
+
+
+class Own(str):
+    """A text of the cell's own class, which only the rank has."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "changed"
+
+
+@pytest.mark.parametrize(
+    ("shown", "plainly"),
+    [
+        ({"a": Own("x"), Own("b"): [1, 2.5, True, None, b"x"]}, {"a": "x", "changed": [1, 2.5, True, None, b"x"]}),
+        ({"a": (1, {"b": Own("x")})}, {"a": [1, {"b": "x"}]}),
+        ({"a": print, "b": {1: np.float64(2)}}, {"a": repr(print), "b": {"1": 2.0}}),
+    ],
+)
+def test_plain(shown, plainly):
+    """Of what is displayed only what loads anywhere leaves the rank; of all else the repr."""
+    given = plain(shown)
+    assert given == plainly
+    assert kinds(given) <= {dict, list, str, int, float, bool, bytes, type(None)}
+
+
+def kinds(value):
+    """The types of a value and all in it."""
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return {type(value)}.union(*map(kinds, inside))
+
+
+def test_always_sendable():
+    """A reply that cannot be pickled becomes one that says so, with what was printed."""
+    printed = Output("stdout", "printed\n")
+    shown = Output("display", "", {"text/plain": lambda: 1})
+    reply, frames = sendable(Reply(2, (printed, shown), streamed=3))
+    assert (reply.rank, reply.outputs, reply.streamed) == (2, (printed,), 3)
+    assert "cannot be sent" in reply.raised.text
+    assert from_frames(frames) == reply
+
+
+def test_agent_goes_on(monkeypatch):
+    """Output that cannot be sent ahead does not end the watch over the keeper."""
+    looked = []
+
+    class Over(BaseException):
+        """Ends the thread's work."""
+
+    def look():
+        looked.append(True)
+        raise Over
+
+    one = Agent(None, SimpleNamespace(launcher="slurm"))
+    one.stream = lambda: 1 / 0
+    one.require_keeper = look
+    monkeypatch.setattr(agent, "sleep", lambda _: None)
+    monkeypatch.setattr(agent, "LOOK_S", 0.0)
+    with pytest.raises(Over):
+        one.run()
+    assert looked

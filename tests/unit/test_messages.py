@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.wire import messages
-from hpcmagic.wire.messages import Frame, Output, Pickled, Pull, Push, Raised, Reply, RunCell, from_frames, to_frames
+from hpcmagic.wire.messages import (
+    Frame,
+    Output,
+    Pickled,
+    Pull,
+    Push,
+    Raised,
+    Reply,
+    RunCell,
+    from_frames,
+    outputs_from,
+    reply_from,
+    to_frames,
+)
 
 RAISED = Raised("ValueError", "boom", (Frame("3, line 2", "f", "1/0"),), "Traceback …")
 MESSAGES = [
@@ -192,3 +205,20 @@ def test_any_pickler_may_carry_a_value():
 def test_message_types_differ():
     """Requests, replies and interrupts are told apart by their type in the envelope."""
     assert len({messages.REQUEST, messages.REPLY, messages.INTERRUPT}) == 3
+
+
+def test_what_cannot_be_loaded():
+    """A message that holds what only the rank has becomes one that says so, and nothing is raised in the wire's thread."""
+    gone = type("Gone", (), {"__module__": "nowhere", "__reduce__": lambda _: (no_such, ())})
+    frames = to_frames(gone())
+    assert reply_from(3, frames).rank == 3
+    assert "cannot be loaded here (ValueError: only there)" in reply_from(3, frames).raised.text
+    (said,) = outputs_from(frames)
+    assert (said.kind, "cannot be loaded here: ValueError: only there" in said.text) == ("stderr", True)
+    assert "cannot be understood here" in reply_from(3, to_frames(7)).raised.text
+    assert reply_from(3, to_frames(Reply(3))) == Reply(3)
+
+
+def no_such():
+    """Cannot be made here."""
+    raise ValueError("only there")
