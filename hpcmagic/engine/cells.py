@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import builtins
 import ctypes
+import operator
 import os
 import pickle
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -117,12 +118,14 @@ class CellRunner:
             error = await self._execute(cell.numbered())
             if os.getpid() != self.pid:
                 os._exit(0)  # a child that the cell forked and that ran to its end: there is one rank, not two
+        raised, has_value, value, described = None, False, None, ""
+        try:
             raised = raised_by(error) if error is not None else None
-        value: Pickled | None = None
-        described = ""
-        has_value = capture.has_value and raised is None and (cell.keep_value or not _silenced(cell.source))
-        if has_value:
-            value, described = pickled_value(capture.value)
+            if capture.has_value and raised is None and (cell.keep_value or not _silenced(cell.source)):
+                value, described = pickled_value(capture.value)
+                has_value = True
+        except BaseException as broken:  # a value may raise anything when it is asked; what was printed is kept
+            raised = raised_by(broken)
         rest = capture.take(at_end=True)
         return Reply(self.rank, rest, capture.streamed, has_value, value, described, raised=raised)
 
@@ -212,7 +215,7 @@ def _silenced(source: str) -> bool:
 
 def pickled_value(value: Any) -> tuple[Pickled | None, str]:
     """Give a cell's value for the way home, or None and a description when it stays here."""
-    if getattr(value, "nbytes", 0) > VALUE_LIMIT_NBYTES:
+    if nbytes_of(value) > VALUE_LIMIT_NBYTES:
         return None, describe(value)
     try:
         pickled = Pickled.of(value)
@@ -226,14 +229,20 @@ def pickled_value(value: Any) -> tuple[Pickled | None, str]:
 def describe(value: Any) -> str:
     """Say a value's type, shape and size in a few words."""
     words = [f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")]
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        words.append(f"shape {shape}")
-    elif hasattr(value, "__len__"):
-        words.append(f"length {len(value)}")
-    if getattr(value, "nbytes", 0):
-        words.append(f"{value.nbytes / 1e6:.0f} MB")
+    with suppress(Exception):  # what a value says of itself may be anything, or raise it
+        shape = getattr(value, "shape", None)
+        words.append(f"shape {shape}" if isinstance(shape, tuple) else f"length {len(value)}")
+    if nbytes_of(value):
+        words.append(f"{nbytes_of(value) / 1e6:.0f} MB")
     return ", ".join(words)
+
+
+def nbytes_of(value: Any) -> int:
+    """Give the size that a value tells; 0 if it tells none, or what is no number."""
+    try:
+        return operator.index(value.nbytes)
+    except Exception:
+        return 0
 
 
 def no_input(prompt: str = "") -> str:

@@ -3,6 +3,7 @@
 docs/faults.md lists them. Two ranks serve all tests here that leave them alive.
 """
 
+import contextlib
 import re
 import resource
 import time
@@ -83,6 +84,21 @@ def test_harm(pair, capfd, harm):
         assert out.endswith("[0-1] from a child\n")  # before it the shell may miss its directory
     finally:
         pair.run("import os, signal, time\nos.chdir('/')\ntime.sleep = globals().pop('real', time.sleep)")
+
+
+ODD = {
+    "nbytes": "class V:\n  def nbytes(self): pass\nV()",
+    "len": "class V(dict):\n  def __len__(self): raise ValueError\n  def __reduce__(self): raise TypeError\nV()",
+    "SystemExit": "class V:\n  @property\n  def nbytes(self): raise SystemExit\nV()",
+}
+
+
+@pytest.mark.parametrize("source", ODD.values(), ids=ODD)
+def test_odd_value(pair, capsys, source):
+    """Whatever is odd about a cell's value, what the cell has printed is shown."""
+    with contextlib.suppress(hpcmagic.RankError):
+        pair.run(f"print('printed')\n{source}")
+    assert "printed" in capsys.readouterr().out
 
 
 def test_builtins_deleted(mended):
