@@ -10,6 +10,7 @@
     state.json                  the keeper's word on how things stand      (keeper writes)
     job.log                     what the keeper and srun say
     ranks/rank-0.log …          what a rank prints outside of cells, and beyond a cell's limit
+    ranks/last-0 …              what a rank has flushed and not sent yet: its last words, should it die
     ranks/where-0.txt …         where a rank stood when the keeper asked (SIGURG)
     cells/000017~9f3ab2 …       every cell: source, output, replies (wire/history.py)
 """
@@ -140,6 +141,10 @@ class SessionDirectory:
     def rank_log(self, rank: int) -> Path:
         """Give the file of what a rank prints outside of cells, and beyond a cell's limit."""
         return self.ranks / f"rank-{rank}.log"
+
+    def last_words(self, rank: int) -> Path:
+        """Give the file of what a rank has flushed and not sent yet."""
+        return self.ranks / f"last-{rank}"
 
     def where(self, rank: int) -> Path:
         """Give the file that a rank writes its stack to when it gets a SIGURG."""

@@ -14,6 +14,7 @@ import codecs
 import io
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQDisplayPublisher
 
+from hpcmagic.wire.history import last_words
 from hpcmagic.wire.messages import DISPLAY_LIMIT_NBYTES, OUTPUT_LIMIT_NBYTES, Output
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Capture:
         self.lost = False
         self.value: Any = None
         self.has_value = False
+        self._noted = 0  # of the outputs: how many the last flush has noted
         self._c_begins = log.size()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end in half a character
         self._lock = threading.RLock()
@@ -58,14 +61,15 @@ class Capture:
         """Take printed text; beyond the limit it goes to the rank's log."""
         if not text.isascii():  # a file's name may hold what is no text: it could not travel
             text = text.encode(errors="backslashreplace").decode()
+        nbytes = len(text) if text.isascii() else len(text.encode())
         with self._lock:
-            if self.nbytes + len(text) > OUTPUT_LIMIT_NBYTES and not self.overflowed:
+            if self.nbytes + nbytes > OUTPUT_LIMIT_NBYTES and not self.overflowed:
                 self._take_c_output()
                 self._overflow()
             if self.overflowed:
                 self._into_log(text)
             else:
-                self.nbytes += len(text)
+                self.nbytes += nbytes
                 self.outputs.append(Output(kind, text))
 
     def _overflow(self) -> None:
@@ -96,6 +100,7 @@ class Capture:
         """Forget what has been put out; what was given away is cleared where it is shown."""
         with self._lock:
             self._take_c_output()
+            self._noted = 0
             self.outputs[:] = [Output("clear", "wait" if wait else "")]
             self.nbytes, self.overflowed, self._c_begins = 0, False, self.log.size()  # a picture that moves goes on
 
@@ -106,11 +111,16 @@ class Capture:
             outputs, self.outputs = self.outputs, []
             if outputs and not at_end:
                 self.streamed += 1
-        joined: list[Output] = []
-        for kind, run in groupby(outputs, key=lambda output: output.kind):
-            pieces = list(run)
-            joined += [Output(kind, "".join(p.text for p in pieces))] if kind in ("stdout", "stderr") else pieces
-        return tuple(joined)
+            self._noted = 0
+        return _joined(outputs)
+
+    def flush(self) -> None:
+        """Note what nobody has taken yet: should the rank die before somebody does, the keeper finds it there."""
+        with self._lock:
+            if self.cell and len(self.outputs) > self._noted:
+                self._noted = len(self.outputs)
+                texts = [output for output in self.outputs if output.kind in ("stdout", "stderr")]
+                self.log.note_last(self.cell, self.streamed, _joined(texts))
 
     def _take_c_output(self, *, at_end: bool = False) -> None:
         """Read back what C code and child processes have written into the rank's log."""
@@ -125,6 +135,15 @@ class Capture:
             self._overflow()
 
 
+def _joined(outputs: Sequence[Output]) -> tuple[Output, ...]:
+    """Join neighbouring texts of one stream."""
+    joined: list[Output] = []
+    for kind, run in groupby(outputs, key=lambda output: output.kind):
+        pieces = list(run)
+        joined += [Output(kind, "".join(p.text for p in pieces))] if kind in ("stdout", "stderr") else pieces
+    return tuple(joined)
+
+
 def _size(data: dict[str, Any]) -> int:
     return sum(len(value) if isinstance(value, (str, bytes)) else 100 for value in data.values())
 
@@ -134,13 +153,17 @@ class RankLog:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = os.dup(descriptor)
+        self.last = -1  # file descriptor of the rank's last words
+
+    def note_last(self, cell: str, piece: int, outputs: tuple[Output, ...]) -> None:
+        """Write what was put out and is not on its way yet over what was noted before."""
+        with suppress(OSError):  # a full disk: most often it is sent all the same
+            if self.last >= 0:
+                os.pwrite(self.last, last_words(cell, piece, outputs), 0)
 
     def write(self, text: str) -> int:
         """Append text."""
-        view = memoryview(text.encode(errors="backslashreplace"))
-        while view:
-            view = view[os.write(self.descriptor, view) :]
-        return len(text)
+        return _write(self.descriptor, text)
 
     def size(self) -> int:
         """Give the log's length in bytes."""
@@ -159,6 +182,13 @@ class RankLog:
                 os.dup2(self.descriptor, descriptor)
 
 
+def _write(descriptor: int, text: str) -> int:
+    view = memoryview(text.encode(errors="backslashreplace"))
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return len(text)
+
+
 class CellStream(io.TextIOBase):
     """sys.stdout of a rank: into the running cell; to where a stock engine prints; else into the rank's log."""
 
@@ -169,6 +199,7 @@ class CellStream(io.TextIOBase):
         self.shell = shell
         self.log = log
         self.otherwise = otherwise
+        self._pid = os.getpid()
         self._unflushed = False
 
     def write(self, text: str) -> int:
@@ -176,6 +207,8 @@ class CellStream(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         text = str.__str__(text)  # print() passes an instance of the cell's own class on
+        if os.getpid() != self._pid:  # a child that was forked: the cell gathers what children write to 1 and 2
+            return _write(self.fileno(), text)
         capture = self.shell.capture
         if capture is None and self.shell.serves_stock:
             self._unflushed = True
@@ -188,8 +221,13 @@ class CellStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back inside a cell; ipykernel flushes after each, which costs a wait for its thread."""
-        if self.shell.capture is None and self._unflushed:
+        """Let nothing be lost; between cells ipykernel flushes after each, which costs a wait for its thread."""
+        capture = self.shell.capture
+        if os.getpid() != self._pid:
+            return
+        if capture is not None:
+            capture.flush()
+        elif self._unflushed:
             self._unflushed = False
             self.otherwise.flush()
 

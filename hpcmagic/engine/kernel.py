@@ -242,6 +242,7 @@ class RankEngine(ipp_engine.IPEngine):
         super().redirect_output(iopub_socket)
         shell = self.kernel.shell
         log = self.kernel.log_file
+        log.last = os.open(self.directory.last_words(self.id), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         sys.stdout = CellStream("stdout", shell, sys.stdout, log)
         sys.stderr = CellStream("stderr", shell, sys.stderr, log)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)

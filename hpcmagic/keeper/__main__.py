@@ -26,6 +26,7 @@ from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
+from hpcmagic.wire.history import read_last_words
 from hpcmagic.wire.messages import DUMP, RESTART
 
 LOOK_MS = 250
@@ -204,6 +205,8 @@ class Keeper:
 
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
+        if hasattr(self, "controller"):
+            self.note_last_words()
         with contextlib.suppress(HpcMagicError):  # whoever stopped us may have put the directory aside
             self.tell(phase="ended", cause=cause, clients=())
         if hasattr(self, "controller"):
@@ -213,6 +216,13 @@ class Keeper:
         end_orphans()
         self.directory.forget_keys()
         return 0 if self.stopping or "no_client_limit" in cause else 1
+
+    def note_last_words(self) -> None:
+        """Write down what ranks had put out at the last moment; who hears of the end reads it."""
+        for rank in range(self.request.ntasks):
+            words = read_last_words(self.directory.last_words(rank))
+            if words is not None:
+                self.controller.journal.on_last_words(rank, words)
 
 
 def status_words(status: int) -> str:

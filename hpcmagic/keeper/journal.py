@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.wire.history import append_record, cell_path, read_records
+from hpcmagic.wire.history import Record, append_record, cell_path, read_records
 
 LIMIT_NBYTES = 512 << 20  # of all cells' files together
 LIMIT_CELLS = 5000
@@ -26,6 +26,7 @@ LIMIT_CELLS = 5000
 class _Cell:
     path: Path
     waits_for: set[int]
+    pieces: dict[int, int] = field(default_factory=dict)  # of output, by rank: how many are there
     nbytes: int = 0
     began_s: float = field(default_factory=time.monotonic)
     dropped: bool = False
@@ -71,6 +72,9 @@ class Journal:
 
     def on_output(self, content: dict[str, Any], buffers: Sequence[Any]) -> None:
         """Note a piece of a rank's output."""
+        noted = self._cells.get(content.get("cell", ""))
+        if noted is not None:
+            noted.pieces[content["rank"]] = content["piece"] + 1
         self._write(content.get("cell", ""), {"kind": "output", **content}, buffers)
 
     def on_reply(self, content: dict[str, Any], buffers: Sequence[Any]) -> None:
@@ -96,6 +100,12 @@ class Journal:
     def _forget_stuck(self, rank: str) -> None:
         self.stuck.pop(rank, None)
         self._stuck_in.pop(rank, None)
+
+    def on_last_words(self, rank: int, words: Record) -> None:
+        """Note what a rank that is gone had flushed, unless it came."""
+        cell = self._cells.get(words.head.get("cell", ""))
+        if cell is not None and rank in cell.waits_for and words.head["piece"] >= cell.pieces.get(rank, 0):
+            self.on_output({**words.head, "rank": rank}, words.frames)
 
     def on_lost(self, ranks: Iterable[int], cause: str) -> None:
         """Note ranks that will answer no more."""

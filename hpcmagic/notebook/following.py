@@ -101,7 +101,7 @@ class Following:
         while self.pending.lacks_pieces() and time.monotonic() < deadline:
             self._show()
             time.sleep(0.01)
-        if self.pending.lacks_pieces():
+        if self.pending.lacks_pieces() or self.pending.lost:
             self.cell.catch_up()
         over = not self.pending.missing()
         self.streamed.add(self.cell.drain(give_up=over))

@@ -152,9 +152,10 @@ class Cell:
     def outputs(self) -> dict[int, list[Output]]:
         """Give what each rank has put out so far, in order."""
         if self.pending is not None:
-            if self.pending.lacks_pieces():  # late, or lost on the wire
+            gone = bool(self.pending.lost)
+            if gone or self.pending.lacks_pieces():  # late, or lost on the wire, or a rank's last words
                 self.catch_up()
-            self.drain()
+            self.drain(give_up=gone and not self.pending.missing())
             return self._outputs
         written = Pending(self.ranks)  # a reply may have been written down before the last pieces
         self._replay(written)

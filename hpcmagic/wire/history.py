@@ -10,6 +10,9 @@
              {"kind": "lost", …}       ranks that will never reply       no frames
              {"kind": "dropped"}       its outputs and values gave way to younger cells'
 
+Beside, each rank has one record in ``ranks/last-N``, written over and over: the piece of output that it has flushed
+and not sent yet.
+
 The keeper passes frames on unopened. A record that was cut off, by a full disk or a sudden end, is left out.
 """
 
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hpcmagic.rendezvous import PRIVATE_FILE
+from hpcmagic.wire.messages import Output, to_frames
 
 NAME = re.compile(r"(\d{6,})~([0-9a-z]+)")
 SIZES_LIMIT_NBYTES = 1 << 20  # of a record's first line: a larger one is no record
@@ -108,3 +112,15 @@ def _read_record(file: BinaryIO, offset: int, end: int, *, skip: bool) -> tuple[
         return None
     frames = () if skip else tuple(file.read(size) for size in sizes[1:])
     return Record(head, frames), following
+
+
+def last_words(cell: str, piece: int, outputs: tuple[Output, ...]) -> bytes:
+    """Give the record of a piece of output for `read_last_words`, which knows its end: what follows is older."""
+    (body,) = to_frames(outputs)
+    head = json.dumps({"cell": cell, "piece": piece}).encode()
+    return b"".join((json.dumps([len(head), len(body)]).encode(), b"\n", head, body))
+
+
+def read_last_words(path: Path) -> Record | None:
+    """Give a rank's last words, if it has left any."""
+    return next((record for record, _ in read_records(path)), None)

@@ -130,8 +130,26 @@ def test_fork(pair, capsys, end):
     """A child that a cell forks, however it ends, answers for nobody: one reply a rank, and no second rank."""
     source = f"import os, sys\npid = os.fork()\nif pid == 0:\n    {end}\nelse: os.waitpid(pid, 0)\nprint('one')\nrank"
     assert list(pair.run(source)) == [0, 1]
-    assert capsys.readouterr().out == "[0-1] one\n"
+    times = 2 if end == "pass" else 1  # a child that runs on prints, too
+    assert capsys.readouterr().out == "[0-1] one\n" * times
     assert len(set(pair.run("import os; os.getpid()"))) == 2
+
+
+def test_forked_children_print(pair, capsys):
+    """What children of a cell print is shown, forked ones too, and the cell may be printing meanwhile."""
+    pair.run(
+        """
+import multiprocessing
+def work(number): print(f"child {number}", flush=True)
+children = [multiprocessing.get_context("fork").Process(target=work, args=(n,)) for n in range(3)]
+for child in children:
+    child.start()
+    child.join()
+print("parent")
+""",
+        ranks=[0],
+    )
+    assert sorted(capsys.readouterr().out.splitlines()) == ["[0] child 0", "[0] child 1", "[0] child 2", "[0] parent"]
 
 
 def test_thread_prints_for_ever(pair, capsys):

@@ -10,7 +10,16 @@ import pytest
 from hpcmagic.engine import agent
 from hpcmagic.engine.agent import Agent
 from hpcmagic.engine.capture import Capture, RankLog, plain
-from hpcmagic.wire.messages import DISPLAY_LIMIT_NBYTES, OUTPUT_LIMIT_NBYTES, Output, Reply, from_frames, sendable
+from hpcmagic.wire.history import read_last_words
+from hpcmagic.wire.messages import (
+    DISPLAY_LIMIT_NBYTES,
+    OUTPUT_LIMIT_NBYTES,
+    Output,
+    Reply,
+    from_frames,
+    outputs_from,
+    sendable,
+)
 
 NOTICE = "[… more than 1 MB: the rest is in `%hpc log RANK`]\n"
 
@@ -94,6 +103,40 @@ def test_limit_of_one_text(log, path):
     capture.write("stdout", "x" * (OUTPUT_LIMIT_NBYTES + 1))
     assert capture.take() == (Output("stderr", NOTICE),)
     assert path.stat().st_size == OUTPUT_LIMIT_NBYTES + 1
+
+
+def test_limit_in_bytes(log):
+    """The limit counts bytes, whatever the alphabet."""
+    capture = Capture(log)
+    capture.write("stdout", "€" * (OUTPUT_LIMIT_NBYTES // 3))
+    assert len(text(capture.take())) == OUTPUT_LIMIT_NBYTES // 3
+    capture.write("stdout", "€")
+    assert capture.take() == (Output("stderr", NOTICE),)
+
+
+def test_last_words(log, tmp_path):
+    """What was flushed and nobody has taken is noted, with the piece that it would be; younger notes replace older."""
+    path = tmp_path / "last-0"
+    log.last = os.open(path, os.O_WRONLY | os.O_CREAT)
+    capture = Capture(log, "c0ffee")
+    try:
+        capture.flush()
+        assert read_last_words(path) is None
+        capture.write("stdout", "long enough to be longer than what follows\n" * 9)
+        capture.flush()
+        capture.take()
+        capture.write("stdout", "a")
+        capture.write("stderr", "b")
+        capture.display(display(1))
+        capture.flush()
+        noted = read_last_words(path)
+        assert noted.head == {"cell": "c0ffee", "piece": 1}
+        assert outputs_from(noted.frames) == (Output("stdout", "a"), Output("stderr", "b"))
+        capture.take()
+        capture.flush()
+        assert read_last_words(path) == noted
+    finally:
+        os.close(log.last)
 
 
 def test_full_disk(log, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from hpcmagic.keeper import journal
 from hpcmagic.keeper.journal import Journal
-from hpcmagic.wire.history import cell_paths, read_records
+from hpcmagic.wire.history import Record, cell_paths, read_records
 
 SOURCE = [b"source"]
 
@@ -267,3 +267,16 @@ def test_stuck(notes):
     notes.on_lost([2], "restarted")
     assert notes.stuck == {}
     assert kinds(notes, "a1") == ["cell", "reply", "stuck", "reply", "lost"]
+
+
+def test_last_words(notes):
+    """What a rank that died had flushed is noted behind its output, unless it came, or the rank has answered."""
+    ask(notes, "a1", ranks=[0, 1, 2])
+    put_out(notes, "a1", rank=0, piece=0)
+    put_out(notes, "a1", rank=1, piece=0)
+    answer(notes, "a1", rank=2)
+    for rank, piece in ((0, 0), (1, 1), (2, 5)):
+        notes.on_last_words(rank, Record({"cell": "a1", "piece": piece}, (b"last",)))
+    notes.on_last_words(0, Record({"cell": "none", "piece": 0}, (b"last",)))
+    last = [(r.head["rank"], r.head["piece"]) for r in written(notes, "a1") if r.frames == (b"last",)]
+    assert last == [(1, 1)]
