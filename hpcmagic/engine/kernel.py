@@ -120,13 +120,22 @@ class RankKernel(IPythonParallelKernel):
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
         """Interrupt one request, if it runs, or keep it from running (called in the control thread)."""
-        request = parent["content"].get("request") or parent["content"]["cell"]
+        cell = parent["content"].get("cell", "")
+        request = parent["content"].get("request") or cell
         if request in (self._running, self._cell):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        elif request not in self._answered:
+        elif request not in self._answered and request not in self._given_up:
             self._given_up.append(request)
+            if cell:
+                self._publish_withdrawal(cell)
         told = {"status": "ok", "withdrawn": request in self._given_up}
         self.session.send(stream, f"{INTERRUPT}_reply", told, parent=parent, ident=ident)
+
+    def _publish_withdrawal(self, cell: str) -> None:
+        """Give every kernel and the journal the reply of a cell that will never begin: its turn may be far off."""
+        content = {"status": "ok", "cell": cell, "rank": self.engine_id, "raised": WITHDRAWN.name}
+        frames = to_frames(Reply(self.engine_id, raised=WITHDRAWN))
+        self.session.send(self.iopub_socket, REPLY, content, ident=OUTPUT.encode(), buffers=frames)
 
     def on_sigint(self, _signal: int, frame: Any) -> None:
         """Raise KeyboardInterrupt if a cell's code is running, and nowhere else."""

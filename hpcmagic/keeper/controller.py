@@ -34,7 +34,7 @@ from hpcmagic.wire.crypto import (
     load_signing_key,
 )
 from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back, whole
-from hpcmagic.wire.messages import ABANDON, DUMP, OUTPUT, REQUEST, RESTART
+from hpcmagic.wire.messages import ABANDON, DUMP, OUTPUT, REPLY, REQUEST, RESTART
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
@@ -198,8 +198,10 @@ class Controller(ipp_controller.IPController):
             self.journal.on_reply(content, whole(message[5:]))
 
         def on_output(_idents: Any, message: Any) -> None:
-            if self.session.unpack(message[1])["msg_type"] == OUTPUT:
-                self.journal.on_output(self.session.unpack(message[4]), whole(message[5:]))
+            kind = self.session.unpack(message[1])["msg_type"]
+            note = {OUTPUT: self.journal.on_output, REPLY: self.journal.on_reply}.get(kind)
+            if note is not None:
+                note(self.session.unpack(message[4]), whole(message[5:]))
 
         hub.monitor_handlers.update({b"in": on_request, b"out": on_reply, b"iopub": on_output})
 

@@ -201,7 +201,9 @@ class SessionClient(ipyparallel.Client):
     def _on_output(self, message: Any) -> None:
         told = message["content"]
         pending = self._cells.get(told["cell"])
-        if pending is not None:
+        if pending is not None and message["header"]["msg_type"] == REPLY:  # of a cell that was withdrawn
+            pending.take(reply_from(told["rank"], message["buffers"]))
+        elif pending is not None:
             pending.take_piece(told["rank"], told["piece"], outputs_from(message["buffers"]))
 
     def _on_reply(self, message: Any) -> None:

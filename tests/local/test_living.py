@@ -132,6 +132,26 @@ def test_cancel(session):
     assert session.run("'second_ran' in dir()").same() is False
 
 
+def test_withdrawn_at_once(own_session, tmp_path):
+    """A cell that is withdrawn behind a busy one is over at once, in every kernel and in the journal."""
+    session = own_session(nodes=2, session="withdrawn")
+    busy = session.run("import time; time.sleep(60)", block=False)
+    other = hpcmagic.attach("withdrawn", session_dir=str(tmp_path / "d"))
+    mine = session.run("ran = True", block=False)
+    theirs = other.run("ran = True", block=False)
+    eventually(lambda: len(session.cells) == 3)
+    assert mine.cancel()
+    assert session.cells[-1].cancel()
+    assert mine.wait(5)
+    assert theirs.wait(5)
+    for one in (session, other):
+        eventually(lambda one=one: [cell.state for cell in one.cells] == ["running", "interrupted", "interrupted"], 5)
+    assert busy.cancel()
+    assert busy.wait(10)
+    assert session.run("'ran' in dir()").same() is False
+    other.control.close()
+
+
 def test_callbacks_and_await(session):
     """Callbacks come once, with the handle; a handle can be awaited."""
     called = []
