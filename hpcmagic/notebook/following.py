@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from hpcmagic.errors import CellError, RankError
-from hpcmagic.notebook import frontend, output
+from hpcmagic.errors import CellError
+from hpcmagic.notebook import output
 from hpcmagic.notebook.handles import Cell
+from hpcmagic.notebook.interrupting import STOP_S, interrupt
 from hpcmagic.notebook.streaming import Streamed
 from hpcmagic.notebook.stuck import Whereabouts, standing, stands_of
 from hpcmagic.wire.pending import Pending
@@ -25,7 +26,6 @@ LOOK_S = 1.0  # how often a waiting cell looks whether its session still lives
 ASK_S = 15.0  # … and asks the batch system
 SHOW_S = 0.1  # how often output that waits for other ranks is looked at
 STANDS_S = 5.0  # how often the status line says where slow ranks stand
-STOP_S = 3.0  # after an interrupt: ranks that have not stopped by then are named
 SILENT_S = 10.0  # the keeper beats every two
 LAST_PIECES_S = 3.0  # how long output that went ahead may come after the reply
 
@@ -142,50 +142,22 @@ class Following:
         if before & self._written & set(self.pending.missing()):
             self.cell.catch_up()
 
-    def _error(self) -> RankError | None:
-        """Give what ranks have raised so far."""
-        return output.rank_error(
-            list(self.pending.replies.values()), size=self.session.size, defined_here=frontend.defined_here
-        )
-
     def _late(self) -> None:
         late = output.ranks_in_words(self.pending.missing())
         self.session.interrupt(self.cell)
         stopped = self.pending.wait(STOP_S)
-        said = "it was interrupted" if stopped else f"it was interrupted, but runs on: {self._not_stopped()}"
+        stands = {} if stopped else stands_of(self.cell)
+        said = "it was interrupted" if stopped else f"it was interrupted, but runs on: {standing(stands.values())}"
         raise CellError(
             f"The cell ran longer than its --timeout on {late}; {said}.",
             "Give it more with `--timeout`, or leave it out.",
         )
 
     def _interrupted(self) -> None:
-        """Interrupt the ranks and wait for what they say to it; a second Ctrl-C lets go."""
+        """Interrupt the ranks and follow on; a second Ctrl-C lets go."""
         self.line.clear()
-        self.session.interrupt(self.cell)
-        try:
-            print("Interrupting the ranks … (once more lets go of them: they run on)")
-            if self.pending.wait(STOP_S):
-                return
-            print(f"Not stopped: {self._not_stopped()}.")
-            print("→ Wait for them, or Ctrl-C once more and `%hpc restart`: new ranks, their variables are lost.")
-            self.hint = "once more Ctrl-C lets go"
-            self._wait()
-        except KeyboardInterrupt:
-            left = self.pending.missing()
-            error = self._error()
-            if error is not None:
-                print(error.text)
-            place = self.session.place_of(self.cell)
-            raise CellError(
-                f"Let go of {self.cell.name}; {output.ranks_in_words(left)} run{'s' if len(left) == 1 else ''} on.",
-                f"`hpcmagic.attach({self.session.name!r}).cells[{place}].result()` comes back to it "
-                f"(`import hpcmagic` first); "
-                f"`%hpc cancel {place}` interrupts it again, `%hpc restart` ends it.",
-            ) from None
-
-    def _not_stopped(self) -> str:
-        """Say which ranks go on, and at which line each stands."""
-        return standing(stands_of(self.cell).values())
+        self.hint = "once more Ctrl-C lets go"
+        interrupt(self.cell, self._wait)
 
 
 def running_line(cell: Cell, elapsed_s: float) -> str:

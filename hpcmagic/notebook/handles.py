@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hpcmagic.errors import CellError, HpcMagicError, SessionEnded, StillRunning
+from hpcmagic.errors import CellError, HpcMagicError, RankError, SessionEnded, StillRunning
 from hpcmagic.notebook import frontend, glance, output
+from hpcmagic.notebook.interrupting import interrupt, wait_for
 from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
 from hpcmagic.rendezvous import SessionDirectory
@@ -44,6 +45,9 @@ class Holder(Protocol):
 
     def control_path(self) -> Control:
         """Give the way to the ranks."""
+
+    def place_of(self, cell: Cell) -> int:
+        """Give the cell's place among all cells."""
 
     def require_alive(self) -> None:
         """Raise if the session has ended."""
@@ -269,7 +273,19 @@ class Cell:
             self.cancel()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over; False when `timeout` seconds have passed first."""
+        """Wait until it is over; False when `timeout` seconds have passed first.
+
+        Ctrl-C interrupts its ranks, and raises what the cell then ends with.
+        """
+        try:
+            return self.over_within(timeout)
+        except KeyboardInterrupt:
+            interrupt(self, lambda: self.over_within(None))
+        self._noted_outcome()
+        return True
+
+    def over_within(self, timeout: float | None) -> bool:
+        """Wait likewise; Ctrl-C comes through."""
         deadline = None if timeout is None else time.monotonic() + timeout
         look_s = LOOK_S[0]
         while not self.done():
@@ -280,11 +296,11 @@ class Cell:
                 self.pending.wait(left)
             else:
                 time.sleep(left)
-            self._look()
+            self.look()
             look_s = min(LOOK_S[1], look_s * 1.3)
         return True
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Look, while it is waited for, whether its session lives, and whether its ranks wait for ever."""
         with contextlib.suppress(SessionEnded):  # what came before the end counts
             self.session.look(time.monotonic())
@@ -307,19 +323,27 @@ class Cell:
                 f"{self.name.capitalize()} is not over after {output.clock(timeout or 0)}: {self.how_it_goes()}.",
                 "Wait longer, or `.cancel()` it.",
             )
+        return self._noted_outcome()
+
+    def _noted_outcome(self) -> PerRank | None:
         try:
             return self.outcome()
         except HpcMagicError as error:
             self.session.note_error(error)
             raise
 
+    def error(self) -> RankError | None:
+        """Give what ranks have raised so far."""
+        return self._error_of(self.replies())
+
+    def _error_of(self, replies: Mapping[int, Reply]) -> RankError | None:
+        told = [replies[rank] for rank in sorted(replies)]
+        return output.rank_error(told, size=self.session.size, defined_here=frontend.defined_here)
+
     def outcome(self) -> PerRank | None:
         """Give the values of a cell that is over, or raise what it ended with."""
-        replies = self.replies()
-        error = output.rank_error(
-            [replies[rank] for rank in sorted(replies)], size=self.session.size, defined_here=frontend.defined_here
-        )
-        standing = self._standing()
+        replies, standing = self.replies(), self._standing()
+        error = self._error_of(replies)
         if error is not None:
             raise stuck_error(error, standing.waiting)
         if standing.lost:
@@ -343,6 +367,8 @@ class Cell:
         except StillRunning:
             raise
         except HpcMagicError as error:
+            if not self.done():  # the user has let go of it
+                raise
             return error
         return None
 
@@ -362,15 +388,9 @@ class Cell:
 
     def __await__(self) -> Generator[Any, None, PerRank | None]:
         """Wait without blocking the notebook's loop; gives what `result` gives."""
-        import asyncio
 
         async def waited() -> PerRank | None:
-            loop, over = asyncio.get_running_loop(), asyncio.Event()
-            self.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
-            while not self.done():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), LOOK_S[1])
-                await asyncio.to_thread(self._look)
+            await wait_for(self)
             return self.result()
 
         return waited().__await__()

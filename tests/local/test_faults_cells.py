@@ -3,9 +3,11 @@
 docs/faults.md lists them. Two ranks serve all tests here that leave them alive.
 """
 
+import asyncio
 import contextlib
 import re
 import resource
+import signal
 import time
 
 import psutil
@@ -13,7 +15,7 @@ import pytest
 from faults import SOON_S, all_gone, eventually, everyone, interrupt_after, raised, soon
 
 import hpcmagic
-from hpcmagic.notebook.following import Following
+from hpcmagic.notebook import interrupting
 
 DONE = None  # the cell ends well
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
@@ -196,13 +198,12 @@ def test_interrupt_of_a_loop(pair):
     assert "line 2:  while True: n += 1" in error.text
 
 
-def test_interrupt_in_a_barrier(mended, mpi, capsys):
+def test_interrupt_in_a_barrier(mended, mpi):
     """A rank in an MPI call cannot hear Ctrl-C: it is named with its line, and that it waits for ever is said."""
     interrupt_after(1)
     with soon():
         error = raised(mended, f"if rank == 0:\n    comm.Barrier()\nelse: exec({FOREVER!r})")
     number = mended.cells[-1].name
-    assert f"Not stopped: rank 0 waits in comm.Barrier(), {number}, line 2." in capsys.readouterr().out
     assert error.text.startswith("KeyboardInterrupt on rank 1")
     assert f"Rank 0 waits in comm.Barrier(), {number}, line 2: for ever." in error.text
     assert error.waiting == {0: f"comm.Barrier(), {number}, line 2"}
@@ -218,9 +219,11 @@ begun = time.perf_counter(); sum(range(10**7)); n = int(10**7 * 9 / (time.perf_c
 sum(range(n))
 time.sleep(60)"""
     asked, said = [], []
-    interrupt, not_stopped = pair.interrupt, Following._not_stopped
+    interrupt, not_stopped = pair.interrupt, interrupting.not_stopped
     monkeypatch.setattr(pair, "interrupt", lambda cell: (asked.append(time.monotonic()), interrupt(cell)))
-    monkeypatch.setattr(Following, "_not_stopped", lambda self: (not_stopped(self), said.append(time.monotonic()))[0])
+    monkeypatch.setattr(
+        interrupting, "not_stopped", lambda cell: (not_stopped(cell), said.append(time.monotonic()))[0]
+    )
     interrupt_after(2)
     error = raised(pair, source, ranks=[1])
     number = pair.cells[-1].name
@@ -231,23 +234,60 @@ time.sleep(60)"""
     assert list(pair.run("rank")) == [0, 1]
 
 
-def test_interrupt_twice(pair, session_dir):
-    """Twice: the cell is let go of, and its result is there for whoever asks for it with the line that was said."""
-    source = """import time
+STUBBORN = """import time
 end = time.monotonic() + 7
 while time.monotonic() < end:
     try: time.sleep(1)
     except KeyboardInterrupt: pass
 rank + 10"""
+
+
+def test_interrupt_twice(pair, session_dir):
+    """Twice: the cell is let go of, and its result is there for whoever asks for it with the line that was said."""
     interrupt_after(0.5, 1.5)
     with soon(6):
-        error = raised(pair, source, hpcmagic.CellError)
+        error = raised(pair, STUBBORN, hpcmagic.CellError)
     place = len(pair.cells) - 1
     assert f"Let go of {pair.cells[place].name}; ranks 0-1 run on." in error.message
     assert f"`hpcmagic.attach('pair').cells[{place}].result()` comes back to it" in error.mend
     other = hpcmagic.attach("pair", session_dir=str(session_dir / "d"))
     assert list(other.cells[place].result(SOON_S)) == [10, 11]
     other.control.close()
+
+
+WAITS = {
+    "result": lambda handle: handle.result(),
+    "wait": lambda handle: handle.wait(),
+    "await": lambda handle: asyncio.run(awaited(handle)),
+}
+
+
+async def awaited(handle):
+    return await handle
+
+
+@pytest.mark.parametrize("waits", WAITS.values(), ids=WAITS)
+def test_interrupt_of_a_handle(pair, capsys, waits):
+    """Ctrl-C while a handle is waited for interrupts its ranks, and raises what the cell then ends with."""
+    before = signal.getsignal(signal.SIGINT)
+    handle = pair.run(FOREVER, block=False)
+    interrupt_after(0.7)
+    with soon(8), pytest.raises(hpcmagic.RankError, match="KeyboardInterrupt on all 2 ranks"):
+        waits(handle)
+    assert handle.state == "interrupted"
+    assert "Interrupting the ranks" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("waits", WAITS.values(), ids=WAITS)
+def test_interrupt_of_a_handle_twice(pair, capsys, waits):
+    """Ranks that do not stop are named, and let go of at the second Ctrl-C; the cell runs on."""
+    handle = pair.run(STUBBORN, block=False)
+    interrupt_after(0.5, 5.5)
+    with soon(10), pytest.raises(hpcmagic.CellError, match=r"Let go of cell \d+; ranks 0-1 run on"):
+        waits(handle)
+    assert re.search(r"Not stopped: ranks 0-1 are at cell \d+, line \d: ", capsys.readouterr().out)
+    assert list(handle.result(SOON_S)) == [10, 11]
 
 
 def test_children_of_a_killed_rank(own_session):
