@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -9,6 +10,10 @@ from typing import overload
 from hpcmagic.notebook.handles import Cell, Holder
 from hpcmagic.wire.history import cell_paths, read_records
 from hpcmagic.wire.messages import from_frames
+from hpcmagic.wire.pending import Pending
+
+LAG_S = 1.0  # of a full disk nothing is ever written
+LOOK_S = 0.02
 
 
 class Cells(Sequence[Cell]):
@@ -30,6 +35,47 @@ class Cells(Sequence[Cell]):
 
     def __repr__(self) -> str:
         return "\n".join(f"[{place}] {cell!r}"[:160] for place, cell in enumerate(self._cells)) or "no cells yet"
+
+
+class OwnCells:
+    """A kernel's own cells that are not over, and which of them was over last."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Cell] = {}  # by id
+        self._last_over = ""
+
+    def add(self, cell: Cell, pending: Pending) -> None:
+        """Hold a cell until it is over: whoever wants it then keeps its handle, or reads the journal."""
+        self._live[cell.id] = cell
+        cell_id = cell.id
+        pending.at_end(lambda: self._forget(cell_id))
+
+    def _forget(self, cell_id: str) -> None:
+        self._live.pop(cell_id, None)
+        self._last_over = cell_id
+
+    def among_all(self, session: Holder) -> Cells:
+        """Give all cells of the session; what this kernel has seen end is over in the list, too."""
+        last, self._last_over = self._last_over, ""
+        if last and not session.ended:
+            wait_until_written(session, last)
+        return all_cells(session, dict(self._live))
+
+    def lose(self) -> None:
+        """Note that the ranks never will answer."""
+        for cell in list(self._live.values()):
+            cell.lose()
+
+
+def wait_until_written(session: Holder, cell_id: str) -> None:
+    """Wait until the journal knows that a cell is over: the keeper writes a moment after the kernel has heard."""
+    deadline = time.monotonic() + LAG_S
+    while time.monotonic() < deadline:
+        _, path = cell_paths(session.directory.cells).get(cell_id, (0, None))
+        cell = from_journal(session, cell_id, path) if path is not None else None
+        if cell is not None and cell.done():
+            return
+        time.sleep(LOOK_S)
 
 
 def all_cells(session: Holder, live: Mapping[str, Cell]) -> Cells:

@@ -42,7 +42,7 @@ class Following:
         self.streamed = Streamed(cell.ranks, labels=session.size > 1)
         self.began_s = time.monotonic()
         self.hint = "Ctrl-C interrupts"
-        self.where = Whereabouts(cell)
+        self.where = Whereabouts()
         self._written: set[int] = set()  # ranks whose replies the journal has
         self._journal_at_s = self.began_s + ASK_S
         self._longest_silence_s = 0.0
@@ -129,9 +129,9 @@ class Following:
 
     def _look_where(self, now: float) -> None:
         """Look where ranks stand: often when some have raised, now and then when it takes long."""
-        if not self.where.look(now) and not self.cell.raised() and now >= self._stands_at_s:
+        if not self.where.look(self.cell, now) and not self.cell.raised() and now >= self._stands_at_s:
             self._stands_at_s = now + STANDS_S
-            self.where.ask()
+            self.where.ask(self.cell)
 
     def _mind_the_journal(self, now: float) -> None:
         """Take replies from the journal that should have come long ago: the wire was cut in between."""

@@ -10,13 +10,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcmagic.errors import CellError, HpcMagicError, RankError, SessionEnded, StillRunning
 from hpcmagic.notebook import frontend, glance, output
 from hpcmagic.notebook.interrupting import interrupt, wait_for
 from hpcmagic.notebook.perrank import PerRank
+from hpcmagic.notebook.standing import Standing, written_standing
 from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.history import Record, cell_paths, read_records
@@ -59,17 +60,6 @@ class Holder(Protocol):
         """Keep an error for `%hpc why`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a cell stands."""
-
-    missing: tuple[int, ...]  # ranks that have not answered, and still may
-    raised: frozenset[str]  # the names of what was raised
-    lost: frozenset[int]  # ranks that are gone
-    waiting: Mapping[int, str]  # ranks that wait for ever, each with where
-    dropped: bool = False  # its values gave way to younger cells'
-
-
 class Cell:
     """One cell of a session, and the handle of it while it runs.
 
@@ -109,7 +99,7 @@ class Cell:
         self._outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
         self._draining = threading.Lock()
         self._first_line = first_line
-        self._where = Whereabouts(self)
+        self._where = Whereabouts()
         self._view: View | None = None
 
     def __repr__(self) -> str:
@@ -198,7 +188,7 @@ class Cell:
     def _standing(self) -> Standing:
         pending = self.pending
         if pending is None:
-            standing = self._written_standing()
+            standing = written_standing(self.ranks, [record.head for record in self._records(heads_only=True)])
         else:
             names = frozenset(r.raised.name for r in list(pending.replies.values()) if r.raised is not None)
             standing = Standing(pending.missing(), names, frozenset(pending.lost), pending.waiting())
@@ -206,23 +196,6 @@ class Cell:
             gone = {*standing.lost, *standing.missing, *standing.waiting}
             standing = replace(standing, missing=(), lost=frozenset(gone), waiting={})
         return standing
-
-    def _written_standing(self) -> Standing:
-        """Give how it stands by the journal."""
-        heads = [record.head for record in self._records(heads_only=True)]
-        answered = {head["rank"]: head.get("raised", "") for head in heads if head["kind"] == "reply"}
-        lost = {rank for head in heads if head["kind"] == "lost" for rank in head["ranks"]}
-        stuck = {
-            int(rank): where for head in heads if head["kind"] == "stuck" for rank, where in head["ranks"].items()
-        }
-        over = {*answered, *lost, *stuck}
-        return Standing(
-            tuple(sorted(rank for rank in self.ranks if rank not in over)),
-            frozenset(name for name in answered.values() if name),
-            frozenset(lost),
-            {rank: where for rank, where in stuck.items() if rank not in answered and rank not in lost},
-            any(head["kind"] == "dropped" for head in heads),
-        )
 
     @property
     def state(self) -> str:
@@ -304,7 +277,7 @@ class Cell:
         """Look, while it is waited for, whether its session lives, and whether its ranks wait for ever."""
         with contextlib.suppress(SessionEnded):  # what came before the end counts
             self.session.look(time.monotonic())
-            self._where.look(time.monotonic())
+            self._where.look(self, time.monotonic())
 
     def result(self, timeout: float | None = None) -> PerRank | None:
         """Wait for the last value of each rank; None where no rank had one.
@@ -402,7 +375,9 @@ class Cell:
             return
         from hpcmagic.notebook.view import View
 
-        if self._view is None or not self._view.alive:
+        if self._view is not None and self._view.alive:
+            self._view.show_again()
+        else:
             self._view = View(self)
 
     def as_text(self) -> str:

@@ -21,7 +21,7 @@ from hpcmagic.errors import CellError, HpcMagicError, SessionEnded
 from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
-from hpcmagic.notebook.cell_list import Cells, all_cells
+from hpcmagic.notebook.cell_list import Cells, OwnCells
 from hpcmagic.notebook.following import ASK_S, Following
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.news import News
@@ -69,7 +69,7 @@ class Session:
         self.last_error: HpcMagicError | None = None
         self.told = KeeperState("starting")  # the keeper's word when it was last read
         self.given_up: list[Pending] = []  # of cells of this kernel whose ranks wait for ever
-        self._live: dict[str, Cell] = {}  # by id: cells of this kernel that are not over
+        self._own = OwnCells()
         self._cells = 0
         self._news = News(self.name)
         self.seen = JobSeen(launcher, job, ended=bool(ended))
@@ -171,18 +171,13 @@ class Session:
         pending = self._send(cell, chosen, cell_id)
         own, line = self.control_path().name, cell.first_line
         sent = Cell(self, cell_id, cell.source, cell.name, chosen, client=own, pending=pending, first_line=line)
-        self._live[cell_id] = sent
-        pending.at_end(lambda: self._forget(cell_id))
+        self._own.add(sent, pending)
         return sent, pending
-
-    def _forget(self, cell_id: str) -> None:
-        """Let go of a cell that is over: whoever wants it keeps its handle, or reads the journal."""
-        self._live.pop(cell_id, None)
 
     @property
     def cells(self) -> Cells:
         """Every cell of the session, whoever sent it: source, state, output, result."""
-        return all_cells(self, dict(self._live))
+        return self._own.among_all(self)
 
     def place_of(self, cell: Cell) -> int:
         """Give a cell's place in `cells`."""
@@ -255,7 +250,8 @@ class Session:
 
     def log(self, rank: int | None = None, lines: int = 40) -> str:
         """Give the last lines of the job's log, or of one rank's."""
-        return tail(self.directory.log if rank is None else self.directory.rank_log(rank), lines)
+        path = self.directory.log if rank is None else self.directory.rank_log(self.chosen([rank])[0])
+        return tail(path, lines)
 
     def why(self) -> str:
         """Give the whole of the last error: the full tracebacks of the ranks, or all that is known of the end."""
@@ -403,8 +399,7 @@ class Session:
         control, self.control = self.control, None
         if control is not None:
             control.close()
-        for cell in list(self._live.values()):
-            cell.lose()
+        self._own.lose()
 
     def _raise(self, replies: Sequence[Reply], waiting: Mapping[int, str] | None = None) -> None:
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)

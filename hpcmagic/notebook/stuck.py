@@ -36,42 +36,41 @@ IN_C_CODE = "in C code that holds the interpreter"
 class Whereabouts:
     """Where the ranks stand that a cell waits for, and whether they wait for ever."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
+    def __init__(self) -> None:
         self.stands: dict[int, Stand] = {}
         self._still_looks = 0
         self._look_at_s = self._dump_at_s = 0.0
 
-    def ask(self, *, dump: bool = False) -> None:
+    def ask(self, cell: Cell, *, dump: bool = False) -> None:
         """Ask the ranks that are missing; with `dump`, by a signal where some do not answer."""
-        self.stands = stands_of(self.cell, dump=dump)
+        self.stands = stands_of(cell, dump=dump)
 
-    def look(self, now_s: float) -> bool:
+    def look(self, cell: Cell, now_s: float) -> bool:
         """Whether the ranks wait for ever; if they do, the cell is given up. Asks once a second at most."""
-        if now_s < self._look_at_s or not self.cell.raised() or not self.cell.missing():
+        if now_s < self._look_at_s or not cell.raised() or not cell.missing():
             return False
         self._look_at_s = now_s + LOOK_S
         before = self.stands
-        self.ask(dump=now_s >= self._dump_at_s)
+        self.ask(cell, dump=now_s >= self._dump_at_s)
         if any(stand.source == IN_C_CODE and not stand.call for stand in self.stands.values()):
             self._dump_at_s = now_s + DUMP_AGAIN_S
-        self._still_looks = self._still_looks + 1 if self._all_still(before) else 0
+        self._still_looks = self._still_looks + 1 if self._all_still(cell, before) else 0
         if self._still_looks < STUCK_LOOKS - 1:
             return False
-        give_up(self.cell, self._waiting())
+        give_up(cell, self._waiting(cell))
         return True
 
-    def _all_still(self, before: Mapping[int, Stand]) -> bool:
+    def _all_still(self, cell: Cell, before: Mapping[int, Stand]) -> bool:
         """Whether all that were asked are in MPI, and where they were."""
-        asked = _sample(self.cell.missing())
+        asked = _sample(cell.missing())
         still = [r for r, s in self.stands.items() if s.call and r in before and before[r].mark == s.mark]
         return bool(asked) and set(asked) <= set(still)
 
-    def _waiting(self) -> dict[int, str]:
+    def _waiting(self, cell: Cell) -> dict[int, str]:
         """Say of every rank where it waits; who was not asked does what the one before him does."""
         waiting: dict[int, str] = {}
         said = ""
-        for rank in self.cell.missing():
+        for rank in cell.missing():
             stand = self.stands.get(rank)
             said = said if stand is None else f"{stand.call}, {stand.where}"
             waiting[rank] = said

@@ -12,6 +12,7 @@ from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, sess
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
 from hpcmagic.notebook.orphans import orphans
+from hpcmagic.notebook.perrank import choose_ranks
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.status import Status
 
@@ -134,13 +135,14 @@ def cancel(magics: HpcMagics, rest: str) -> None:
 
 def log(magics: HpcMagics, rest: str) -> None:
     """Show the end of a log."""
-    if rest and not rest.isdigit():
+    if rest and not rest.isdecimal():
         raise ProfileError(f"%hpc log {rest!r}: not a rank.", "Write e.g. `%hpc log 0`, or `%hpc log` for the job's.")
     name = _name(magics, "")
     found = magics.held.get(name) or find_anywhere(name) or find_ended(name)
     if found is None:
         raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
-    path = found.directory.rank_log(int(rest)) if rest else found.directory.log
+    ranks = choose_ranks([int(rest)], found.request.ntasks) if rest else ()
+    path = found.directory.rank_log(ranks[0]) if ranks else found.directory.log
     print(tail(path, 40) or f"{path.name} is empty.")
 
 

@@ -23,6 +23,11 @@ class View:
             context = contextvars.copy_context()  # ipykernel finds the cell to draw in by it
             in_thread(lambda: context.run(self._follow))
 
+    def show_again(self) -> None:
+        """Show it here too: both are one display, and are drawn anew together."""
+        if self._handle is not None:
+            self._handle.display(self._bundle(), raw=True)
+
     def _bundle(self) -> dict[str, str]:
         return {"text/plain": self.cell.as_text(), "text/html": self.cell.as_html()}
 

@@ -416,6 +416,7 @@ def test_handles_in_a_notebook(home):
         "list(await slow)",
         "h = _",
         "%remote -a -o long time.sleep(60)",
+        "long",
         "%hpc cells",
         "import time; time.sleep(1)\n%hpc cancel long",
         "long.wait(10); long.state",
@@ -423,9 +424,10 @@ def test_handles_in_a_notebook(home):
     )
     assert "cell 2: running on 2 ranks" in shown[1]
     assert shown[2] == "[1, 2]"
-    assert "[1] <cell 5: running on 2 ranks" in shown[5]
-    assert "interrupted" in shown[6]
-    assert shown[7] == "'interrupted'"
+    assert "cell 5: " in shown[5]  # though its first display is alive
+    assert "[1] <cell 5: running on 2 ranks" in shown[6]
+    assert "interrupted" in shown[7]
+    assert shown[8] == "'interrupted'"
 
 
 def test_displays_of_ranks_change(home):

@@ -10,8 +10,8 @@ import pytest
 
 from hpcmagic.errors import CellError, LaunchError, RankError, SessionEnded, StillRunning
 from hpcmagic.keeper.journal import Journal
-from hpcmagic.notebook import glance, handles
-from hpcmagic.notebook.cell_list import Cells, all_cells, from_journal
+from hpcmagic.notebook import cell_list, glance, handles
+from hpcmagic.notebook.cell_list import Cells, OwnCells, all_cells, from_journal
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import SessionDirectory
@@ -516,6 +516,16 @@ def test_await(sent, monkeypatch):
     assert list(asyncio.run(both())) == ["value"]
 
 
+def test_await_given_up(session, caplog):
+    """An await that was given up is forgotten: nobody complains when the cell is over, the loop being closed."""
+    on_its_way = Wire(session, (0,))
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(awaited(on_its_way.cell), 0.05))
+    on_its_way.answer(gave(0))
+    assert caplog.text == ""
+    assert on_its_way.cell.done()
+
+
 async def awaited(cell):
     return await cell
 
@@ -548,6 +558,36 @@ def test_all_cells(session):
     assert [cell.source for cell in cells[:2]] == ["old", "live"]
     assert [line.split(":")[0] for line in repr(cells).splitlines()] == ["[0] <cell 1", "[1] <cell 2", "[2] <cell 3"]
     assert repr(Cells([])) == "no cells yet"
+
+
+def test_what_has_just_ended(session, monkeypatch):
+    """A cell that this kernel has seen end is listed and over, though the keeper writes a moment later."""
+    own, pending = OwnCells(), Pending([0], "c0ffee")
+    own.add(Cell(session, "c0ffee", "f()", "cell 1", (0,), pending=pending), pending)
+    assert [cell.state for cell in own.among_all(session)] == ["running"]
+    pending.take(gave(0))
+    clock, slept = FakeClock(), []
+
+    def sleep(seconds):
+        clock.advance(seconds)
+        slept.append(seconds)
+        if len(slept) == 3:
+            Wire(session, (0,)).answer(gave(0))
+
+    monkeypatch.setattr(cell_list, "time", SimpleNamespace(monotonic=clock, sleep=sleep))
+    assert [cell.state for cell in own.among_all(session)] == ["done"]
+    assert len(slept) == 3
+    assert len(own.among_all(session)) == 1
+
+
+def test_what_is_never_written(session, monkeypatch):
+    """A keeper that cannot write is not waited for for long, and once."""
+    own, pending, clock = OwnCells(), Pending([0], "c0ffee"), FakeClock()
+    own.add(Cell(session, "c0ffee", "f()", "cell 1", (0,), pending=pending), pending)
+    pending.take(gave(0))
+    monkeypatch.setattr(cell_list, "time", SimpleNamespace(monotonic=clock, sleep=clock.advance))
+    assert (len(own.among_all(session)), len(own.among_all(session))) == (0, 0)
+    assert clock.now_s == pytest.approx(cell_list.LAG_S, abs=0.1)
 
 
 def test_half_written_cell(session):

@@ -45,12 +45,11 @@ def session(monkeypatch):
 
 
 def where_they_stand(session, ranks=(0, 1, 2), raised=True):
-    """The look at a cell whose first rank has answered."""
+    """A cell whose first rank has answered, and a look at where the others stand."""
     pending = Pending(ranks, "c")
     pending.take(Reply(0, raised=Raised("ValueError", "", (), "") if raised else None))
-    return Whereabouts(
-        Cell(session, "c", "x = 1\ny = new.allreduce(x)", "cell 3", ranks, pending=pending, first_line=2)
-    )
+    source = "x = 1\ny = new.allreduce(x)"
+    return Cell(session, "c", source, "cell 3", ranks, pending=pending, first_line=2), Whereabouts()
 
 
 def waits(rank, mark="a", call=BARRIER):
@@ -58,26 +57,28 @@ def waits(rank, mark="a", call=BARRIER):
     return Stand(rank, "r", "cell 3, line 2", BARRIER, call, mark)
 
 
-def looks(where, number=5):
+def looks(look, number=5):
     """Look so often, a second apart."""
-    return [where.look(10.0 + second) for second in range(number)]
+    cell, where = look
+    return [where.look(cell, 10.0 + second) for second in range(number)]
 
 
 def test_all_wait(session):
     """All that are missing in the same MPI call three times over: they wait for ever, and it is said where."""
     session.places = {1: waits(1), 2: waits(2)}
-    where, said = where_they_stand(session), f"{BARRIER}, cell 3, line 2"
-    assert looks(where, 4) == [False, False, True, False]
-    assert where.cell.pending.waiting() == {1: said, 2: said}
-    assert session.given_up == [where.cell.pending]
+    look, said = where_they_stand(session), f"{BARRIER}, cell 3, line 2"
+    pending = look[0].pending
+    assert looks(look, 4) == [False, False, True, False]
+    assert pending.waiting() == {1: said, 2: said}
+    assert session.given_up == [pending]
     assert session.asked == [("hpcmagic_abandon", {"cell": "c", "waiting": {"1": said, "2": said}})]
 
 
 def test_once_a_second(session):
     """Ranks are asked once a second at most, however often one looks."""
     session.places = {1: waits(1), 2: waits(2)}
-    where = where_they_stand(session)
-    assert not any(where.look(10.0 + tenth / 10) for tenth in range(10))
+    cell, where = where_they_stand(session)
+    assert not any(where.look(cell, 10.0 + tenth / 10) for tenth in range(10))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +94,10 @@ def test_not_all_wait(session, places):
 
 def test_one_moves(session):
     """Ranks that go from one call to the next do not wait for ever."""
-    where = where_they_stand(session)
+    cell, where = where_they_stand(session)
     for second in range(9):
         session.places = {1: waits(1), 2: waits(2, mark=str(second))}
-        assert not where.look(10.0 + second)
+        assert not where.look(cell, 10.0 + second)
 
 
 def test_nobody_raised(session):
@@ -109,9 +110,9 @@ def test_nobody_raised(session):
 def test_sample(session):
     """Of many ranks some are asked; what they do is said of all."""
     session.places = {rank: waits(rank) for rank in range(1, 200)}
-    where = where_they_stand(session, ranks=range(200))
-    assert looks(where, 3)[-1]
-    assert list(where.cell.pending.waiting()) == list(range(1, 200))
+    look = where_they_stand(session, ranks=range(200))
+    assert looks(look, 3)[-1]
+    assert list(look[0].pending.waiting()) == list(range(1, 200))
 
 
 STACK = 'Stack (most recent call first):\n  File "<cell 3>", line {line} in <module>\n  File "interactiveshell.py", line 9'
@@ -122,7 +123,7 @@ STACK = 'Stack (most recent call first):\n  File "<cell 3>", line {line} in <mod
 )
 def test_dumped(session, line, call):
     """A stack tells the line; C code that holds the interpreter is MPI's where a pickled reduction stands there."""
-    cell = where_they_stand(session).cell
+    cell, _ = where_they_stand(session)
     told = dumped_stand(cell, 1, STACK.format(line=line))
     assert (told.where, told.call, told.source) == (f"cell 3, line {line}", call, stuck.IN_C_CODE)
     assert dumped_stand(cell, 1, "") == Stand(1)

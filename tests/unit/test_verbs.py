@@ -139,3 +139,14 @@ def test_log_of_no_rank(magics):
     with pytest.raises(ProfileError) as error:
         magics.hpc("log zero")
     assert "'zero'" in two_lines(error).message
+
+
+@pytest.mark.parametrize("rank", ["4", "77"])
+def test_log_of_a_rank_that_is_not_there(magics, rank):
+    """A rank beyond the session's is refused, with those that there are."""
+    magics.session_name = "demo"
+    magics.held["demo"] = SimpleNamespace(request=SimpleNamespace(ntasks=4))
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(f"log {rank}")
+    assert f"There is no rank {rank}: the session has 4 ranks." in two_lines(error).message
+    assert "0-3" in error.value.mend
