@@ -26,9 +26,11 @@ from hpcmagic.errors import (
     RankError,
     SessionEnded,
     StillRunning,
+    Tampered,
 )
 
 if TYPE_CHECKING:
+    from hpcmagic.files import File
     from hpcmagic.notebook.found import sessions
     from hpcmagic.notebook.handles import Cell
     from hpcmagic.notebook.perrank import PerRank
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Cell": "hpcmagic.notebook.handles",
+    "File": "hpcmagic.files",
     "PerRank": "hpcmagic.notebook.perrank",
     "Session": "hpcmagic.notebook.session",
     "Status": "hpcmagic.notebook.status",
@@ -54,6 +57,7 @@ __all__ = [
     "CellError",
     "ChannelError",
     "DataError",
+    "File",
     "HpcMagicError",
     "LaunchError",
     "NotEncrypted",
@@ -65,6 +69,7 @@ __all__ = [
     "SessionEnded",
     "Status",
     "StillRunning",
+    "Tampered",
     "attach",
     "dry_run",
     "load_ipython_extension",

@@ -6,6 +6,7 @@
     │   └── SessionEnded    the session is over; its variables are gone
     ├── ChannelError        the wire between the notebook and the ranks
     │   ├── NotEncrypted    a peer would not speak CURVE with the session's keys
+    │   ├── Tampered        a frame was changed on its way
     │   └── PeerLost        a rank or the keeper no longer answers
     ├── DataError           a value that cannot travel
     └── CellError           the cell's own code
@@ -62,6 +63,10 @@ class ChannelError(HpcMagicError):
 
 class NotEncrypted(ChannelError):
     """A peer would not speak CURVE with the session's own keys; nothing was sent to it."""
+
+
+class Tampered(ChannelError):
+    """A frame was changed, replayed, left out or put in another order on its way; nothing of it was used."""
 
 
 class PeerLost(ChannelError):

@@ -25,7 +25,8 @@ from traitlets import Type
 
 from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
 from hpcmagic.engine.tracebacks import CELL, raised_by
-from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Output, Pickled, Pull, Push, Reply, RunCell
+from hpcmagic.engine.transfers import Transfers
+from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Apply, Output, Pickled, Reply, RunCell
 
 GIVEN = ("rank", "size", "comm")  # builtins of every rank
 
@@ -77,6 +78,7 @@ class CellRunner:
         self.rank = rank
         self.log = log
         self.publish = publish
+        self.transfers: Transfers  # set once the session's files are read
         self.pid = os.getpid()
         self.task: asyncio.Task[Any] | None = None  # of a cell with a top-level await
         self.interrupted = False
@@ -92,22 +94,34 @@ class CellRunner:
             if outputs:
                 self.publish(capture.cell, capture.streamed - 1, outputs)
 
-    async def answer(self, message: RunCell | Push | Pull, cell: str = "") -> Reply:
+    async def answer(self, message: Any, cell: str = "") -> Reply:
         """Do what a message asks; whatever goes wrong becomes part of the reply."""
         begun = time.monotonic()
         warnings.filterwarnings("ignore", "To exit: use 'exit'")
         try:
-            match message:
-                case RunCell():
-                    reply = await self._run_cell(message, cell)
-                case Push(values=values):
-                    reply = self._push(values)
-                case Pull(names=names):
-                    reply = self._pull(names)
+            reply = await self._answer(message, cell)
         except BaseException as error:  # a value's __reduce__ may raise SystemExit: the rank would be gone with it
             reply = Reply(self.rank, raised=raised_by(error))
         object.__setattr__(reply, "elapsed_s", time.monotonic() - begun)
         return reply
+
+    async def _answer(self, message: Any, cell: str) -> Reply:
+        match message:
+            case RunCell():
+                return await self._run_cell(message, cell)
+            case Apply():
+                return self._apply(message)
+        return self.transfers.answer(message, self._names())
+
+    def _apply(self, message: Apply) -> Reply:
+        """Call a function with items; what it prints comes with the reply."""
+        with self._captured("") as capture:
+            raised, value = None, None
+            try:
+                value = Pickled.of(self.transfers.apply(message))
+            except BaseException as error:  # as of a cell
+                raised = raised_by(error)
+        return Reply(self.rank, capture.take(at_end=True), has_value=True, value=value, raised=raised)
 
     def _code_name(self, _raw: str, _transformed: str, _number: int) -> str:
         return f"{CELL}{self._name.removeprefix('cell ')}>"
@@ -171,32 +185,10 @@ class CellRunner:
     def _flush_c(self) -> None:
         self._libc.fflush(None)
 
-    def _push(self, values: dict[str, Pickled]) -> Reply:
-        loaded = {name: _loaded(name, value) for name, value in values.items()}
-        self.shell.user_ns.update(loaded)
-        return Reply(self.rank)
-
-    def _pull(self, names: tuple[str, ...]) -> Reply:
+    def _names(self) -> dict[str, Any]:
+        """Give what the user's names are bound to, builtins of every rank among them."""
         given = {name: vars(builtins)[name] for name in GIVEN if name in vars(builtins)}
-        namespace = {**given, **self.shell.user_ns}
-        for name in names:
-            if name not in namespace:
-                raise NameError(f"name {name!r} is not defined")
-        return Reply(self.rank, pulled={name: _pulled(name, namespace[name]) for name in names})
-
-
-def _loaded(name: str, value: Pickled) -> Any:
-    try:
-        return value.load()
-    except pickle.UnpicklingError as error:
-        raise TypeError(f"`{name}` cannot be loaded on the rank: {error}") from None
-
-
-def _pulled(name: str, value: Any) -> Pickled:
-    try:
-        return Pickled.of(value)
-    except pickle.PicklingError as error:
-        raise TypeError(f"`{name}` is a {describe(value)}, which cannot be pickled ({error})") from None
+        return {**given, **self.shell.user_ns}
 
 
 def _run_to_end(coroutine: Any) -> Any:

@@ -28,13 +28,17 @@ from traitlets import Any as AnyTrait
 from traitlets import Type
 
 from hpcmagic.engine.capture import CellStream, RankLog
-from hpcmagic.engine.cells import CellRunner, RankShell, no_input
-from hpcmagic.engine.tracebacks import stand, users_frame
+from hpcmagic.engine.cells import CellRunner, RankShell, describe, no_input
+from hpcmagic.engine.tracebacks import raised_by, stand, users_frame
+from hpcmagic.engine.transfers import Transfers
+from hpcmagic.errors import HpcMagicError
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.bulk import Invitation
 from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
 from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.messages import (
     INTERRUPT,
+    JOIN,
     OUTPUT,
     REPLY,
     REQUEST,
@@ -77,6 +81,7 @@ class RankKernel(IPythonParallelKernel):
         self.shell_handlers[REQUEST] = self.answer_request
         self.control_handlers[INTERRUPT] = self.interrupt_main
         self.control_handlers[WHERE] = self.say_where
+        self.control_handlers[JOIN] = self.expect_connection
         self.log_file = RankLog(2)
         self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
@@ -95,13 +100,20 @@ class RankKernel(IPythonParallelKernel):
         cell = parent["content"].get("cell", "")
         self._running, self._cell = parent["header"]["msg_id"], cell or parent["header"]["msg_id"]
         try:
-            reply = self._withdrawn() or await self.cells.answer(from_frames(parent["buffers"]), cell)
+            reply = self._withdrawn() or await self._reply_to(parent["buffers"], cell)
         finally:
             self._answered.append(self._cell)
             self._running = self._cell = ""
         reply, frames = sendable(reply)
         content = {"status": "ok", "cell": cell, "rank": self.engine_id, "raised": _name_of(reply.raised)}
         self.session.send(stream, REPLY, content, parent=parent, ident=ident, buffers=frames)
+
+    async def _reply_to(self, frames: Any, cell: str) -> Reply:
+        try:
+            message = from_frames(frames)
+        except Exception as error:  # a module that the notebook alone has
+            return Reply(self.engine_id, raised=raised_by(error))
+        return await self.cells.answer(message, cell)
 
     def publish_output(self, cell: str, piece: int, outputs: tuple[Output, ...]) -> None:
         """Send a piece of a running cell's output to whoever is connected, and to the journal."""
@@ -117,6 +129,15 @@ class RankKernel(IPythonParallelKernel):
         frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # documented, for this
         found = asdict(stand(self.engine_id, self._running, frame))
         self.session.send(stream, f"{WHERE}_reply", found, parent=parent, ident=ident)
+
+    def expect_connection(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Note the keys of a connection that will come to the bulk port, say where (in the control thread)."""
+        try:
+            host, port, shares = self.cells.transfers.port.invite(Invitation(**parent["content"]))
+            told = {"status": "ok", "host": host, "port": port, "shares": shares}
+        except (OSError, HpcMagicError) as error:  # no descriptor, no address
+            told = {"status": "error", "cause": str(error)}
+        self.session.send(stream, f"{JOIN}_reply", told, parent=parent, ident=ident)
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
         """Interrupt one request, if it runs, or keep it from running (called in the control thread)."""
@@ -139,7 +160,7 @@ class RankKernel(IPythonParallelKernel):
 
     def on_sigint(self, _signal: int, frame: Any) -> None:
         """Raise KeyboardInterrupt if a cell's code is running, and nowhere else."""
-        if users_frame(frame):
+        if users_frame(frame) or self.cells.transfers.interruptible:
             raise KeyboardInterrupt
         if self.cells.task is not None:
             self.cells.interrupted = True
@@ -254,6 +275,7 @@ class RankEngine(ipp_engine.IPEngine):
         log.last = os.open(self.directory.last_words(self.id), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         sys.stdout = CellStream("stdout", shell, sys.stdout, log)
         sys.stderr = CellStream("stderr", shell, sys.stderr, log)
+        self.kernel.cells.transfers = Transfers(self.request, self.id, self.comm, shell.user_ns, describe)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
 
 

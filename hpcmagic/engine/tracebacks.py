@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from hpcmagic.errors import HpcMagicError
 from hpcmagic.wire.messages import Frame, Raised, Stand
 
 CELL = "<cell "  # how the file names of cells begin
@@ -137,9 +138,16 @@ def _text(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         members = [f"{type(e).__name__}: {_text(e)}" for e in error.exceptions[:MEMBERS]]
         text += ": " + "; ".join(members)
-    if error.__cause__ is not None:
+    text += "".join(f" ({_exact(note)})" for note in _notes(error))
+    if error.__cause__ is not None and not isinstance(error, HpcMagicError):  # ours say it themselves
         text += f" (caused by {type(error.__cause__).__name__}: {_text(error.__cause__)})"
     return text
+
+
+def _notes(error: BaseException) -> list[Any]:
+    """Give what was added to an error on its way (PEP 678)."""
+    notes = _plain(error, "__notes__")
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def _full(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
 from hpcmagic.keeper.watch import Watch
 from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
+from hpcmagic.wire.addresses import listen_address
 from hpcmagic.wire.history import read_last_words
 from hpcmagic.wire.messages import DUMP, RESTART
 
@@ -235,32 +236,6 @@ def status_words(status: int) -> str:
         known = -status in set(signal.Signals)
         return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
     return f"exit status {status}"
-
-
-def listen_address(request: Request) -> str:
-    """Give the address to listen on: loopback on this machine, else the one that routes to the notebook."""
-    if request.launcher != "slurm":
-        return "127.0.0.1"
-    if request.interface:
-        import psutil
-
-        addresses = [
-            address.address
-            for address in psutil.net_if_addrs().get(request.interface, [])
-            if address.family == socket.AF_INET
-        ]
-        if not addresses:
-            raise LaunchError(
-                f"This node has no address on the network interface {request.interface!r}",
-                "Name another `interface` in your profile.",
-            )
-        return str(addresses[0])
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((request.submit_host, 9))  # sends nothing: it only asks the routing table
-            return str(probe.getsockname()[0])
-    except OSError:  # the nodes cannot resolve the notebook's host
-        return socket.gethostbyname(socket.gethostname())
 
 
 def main(path: str) -> None:

@@ -185,7 +185,8 @@ class Controller(ipp_controller.IPController):
             hub.pending.add(header["msg_id"])
             content = self.session.unpack(message[4])
             self.requests.setdefault(content.get("cell", ""), set()).add(header["msg_id"])
-            self.journal.on_request(content, whole(message[5:]))
+            if content.get("cell"):  # what is no cell may be large, and is not written down
+                self.journal.on_request(content, whole(message[5:]))
 
         def on_reply(idents: Any, message: Any) -> None:
             parent = self.session.unpack(message[2])
@@ -195,7 +196,8 @@ class Controller(ipp_controller.IPController):
             hub.pending.discard(parent["msg_id"])
             content = self.session.unpack(message[4])
             self._forget_request(content.get("cell", ""), parent["msg_id"])
-            self.journal.on_reply(content, whole(message[5:]))
+            if content.get("cell"):
+                self.journal.on_reply(content, whole(message[5:]))
 
         def on_output(_idents: Any, message: Any) -> None:
             kind = self.session.unpack(message[1])["msg_type"]

@@ -61,9 +61,13 @@ class OwnCells:
             wait_until_written(session, last)
         return all_cells(session, dict(self._live))
 
+    def live(self) -> list[Cell]:
+        """Give those that are not over."""
+        return list(self._live.values())
+
     def lose(self) -> None:
         """Note that the ranks never will answer."""
-        for cell in list(self._live.values()):
+        for cell in self.live():
             cell.lose()
 
 

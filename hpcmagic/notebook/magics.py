@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import keyword
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from hpcmagic.errors import DataError, HpcMagicError, ProfileError, SessionEnded
+from hpcmagic.files import File
 from hpcmagic.notebook import frontend, output, start
 from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.options import (
     HelpAsked,
     OptionParser,
     chosen_resources,
+    gather_parser,
     names_parser,
     remote_parser,
+    scatter_parser,
 )
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.syntax import check_syntax
@@ -25,11 +29,13 @@ from hpcmagic.notebook.verbs import HPC, VERBS
 from hpcmagic.profiles import resolve
 from hpcmagic.wire.messages import RunCell
 
-MAGICS = {"line": ("remote", "push", "pull", "hpc"), "cell": ("remote",)}
+MAGICS = {"line": ("remote", "push", "pull", "scatter", "gather", "hpc"), "cell": ("remote",)}
 CELL = remote_parser("%%remote")
 LINE = remote_parser("%remote")
 PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
 PULL = names_parser("%pull", "Fetch variables from the ranks: each becomes a PerRank here.")
+SCATTER = scatter_parser()
+GATHER = gather_parser()
 
 
 @magics_class
@@ -72,28 +78,66 @@ class HpcMagics(Magics):
     @line_magic
     def push(self, line: str) -> None:
         """Send variables of the notebook to the ranks. `%push -h` shows the options."""
-        names, ranks = self._names(PUSH, line)
-        if not names:
+        options = self._named(PUSH, line)
+        if options is None:
             return
         session = self._held()
-        session.push(ranks=ranks, **self._values(names))
-        output.quiet(f"{', '.join(names)} → {output.ranks_in_words(session.chosen(ranks))}")
+        session.push(self._values(options.names), ranks=options.ranks)
+        output.quiet(f"{', '.join(options.names)} → {output.ranks_in_words(session.chosen(options.ranks))}")
 
     @no_var_expand
     @line_magic
     def pull(self, line: str) -> Any:
         """Fetch variables from the ranks. `%pull -h` shows the options."""
-        names, ranks = self._names(PULL, line)
-        if not names:
+        options = self._named(PULL, line)
+        if options is None:
             return None
-        session = self._held()
-        pulled = session.pull(*names, ranks=ranks)
-        values = (pulled,) if len(names) == 1 else pulled
-        replaced = [name for name in names if name in self.shell.user_ns]
-        self.shell.user_ns.update(zip(names, values, strict=True))
-        if replaced:
-            output.quiet(f"{', '.join(replaced)} here: replaced by the ranks' values")
+        pulled = self._held().pull(*options.names, ranks=options.ranks)
+        self._bind(options.names, pulled if len(options.names) > 1 else (pulled,))
         return pulled
+
+    @no_var_expand
+    @line_magic
+    def scatter(self, line: str) -> None:
+        """Cut variables of the notebook over the ranks. `%scatter -h` shows the options."""
+        options = self._named(SCATTER, line)
+        if options is None:
+            return
+        session = self._held()
+        if options.source is not None:
+            values = dict.fromkeys(options.names, File(options.source))
+        else:
+            values = self._values(options.names)
+        session.scatter(values, axis=options.axis)
+        output.quiet(f"{', '.join(options.names)} cut over {output.count(session.size, 'rank')}")
+
+    @no_var_expand
+    @line_magic
+    def gather(self, line: str) -> None:
+        """Join shards from the ranks, and bind them here. `%gather -h` shows the options."""
+        options = self._named(GATHER, line)
+        if options is None:
+            return
+        if options.as_name is not None and len(options.names) > 1:
+            raise ProfileError("`--as` names one variable, and several are gathered.", "Gather them one by one.")
+        _require_name("--as", options.as_name)
+        session = self._held()
+        if options.target is not None:
+            session.gather(*options.names, axis=options.axis, to=options.target)
+            output.quiet(f"{', '.join(options.names)} → {options.target}")
+            return
+        joined = session.gather(*options.names, axis=options.axis)
+        self._bind(
+            [options.as_name or name for name in options.names], joined if len(options.names) > 1 else (joined,)
+        )
+
+    def _bind(self, names: Sequence[str], values: Sequence[Any]) -> None:
+        """Bind names here, and say what they were bound to before."""
+        user_ns = self.shell.user_ns
+        replaced = [f"{name} (was {_in_short(user_ns[name])})" for name in names if name in user_ns]
+        user_ns.update(zip(names, values, strict=True))
+        if replaced:
+            output.quiet(f"{', '.join(replaced)}: replaced here by what came from the ranks")
 
     @no_var_expand
     @line_magic
@@ -112,22 +156,22 @@ class HpcMagics(Magics):
         if options.dry_run:
             print(start.dry_run(options.session or self.session_name, **chosen_resources(options)), end="")
             return None
+        _require_sense(options)
         cell = RunCell(source, f"cell {self._cell_number()}", first_line, bool(options.out))
         session = self.ensure(options, cell)
         if options.push:
-            names = [name for name in options.push.split(",") if name]
-            session.push(ranks=options.ranks, **self._values(names))
-        if options.out and (not options.out.isidentifier() or keyword.iskeyword(options.out)):
-            raise ProfileError(f"--out {options.out!r} is not a name for a variable.", "Write e.g. `--out result`.")
-        if options.timeout is not None and not options.timeout > 0:
-            raise ProfileError(f"--timeout {options.timeout:g} is not a time.", "Write seconds, e.g. `--timeout 60`.")
-        if options.asynchronous and options.local:
-            raise ProfileError("`-a` and `--local` do not go together.", "Leave one of them out.")
+            session.push(self._values(_listed(options.push)), ranks=options.ranks)
+        if options.scatter:
+            session.scatter(self._values(_listed(options.scatter)))
         if options.asynchronous:
             handle = session.send_cell(cell, options.ranks, options.timeout)
             if options.out:
                 self.shell.user_ns[options.out] = handle
             return handle
+        return self._run(options, session, cell)
+
+    def _run(self, options: argparse.Namespace, session: Session, cell: RunCell) -> Any:
+        """Run a cell to its end, and do what shall follow."""
         begun_s = time.monotonic()
         try:
             replies = session.run_cell(cell, options.ranks, options.timeout)
@@ -136,8 +180,12 @@ class HpcMagics(Magics):
         values = output.values(replies)
         if options.out:
             self.shell.user_ns[options.out] = values
+        if options.gather:
+            names = _listed(options.gather)
+            joined = session.gather(*names)
+            self._bind(names, joined if len(names) > 1 else (joined,))
         if options.local:
-            self.shell.run_cell(source).raise_error()
+            self.shell.run_cell(cell.source).raise_error()
         return values
 
     def _cell_number(self) -> int:
@@ -190,16 +238,17 @@ class HpcMagics(Magics):
         tokens, rest = parser.split(line, self.shell.var_expand)
         return parser.parse(tokens), rest
 
-    def _names(self, parser: OptionParser, line: str) -> tuple[list[str], str | None]:
+    def _named(self, parser: OptionParser, line: str) -> argparse.Namespace | None:
+        """Give a line's options, its names listed; None where it only asks for help."""
         try:
             options = parser.parse(line.rstrip("; ").split())  # `;` silences the value: IPython reads it too
         except HelpAsked as help_text:
             print(help_text)
-            return [], None
-        names = [name for text in options.names for name in text.split(",") if name]
-        if not names:
+            return None
+        options.names = [name for text in options.names for name in _listed(text)]
+        if not options.names:
             raise ProfileError(f"{parser.prog} needs the name of a variable.", f"Write e.g. `{parser.prog} x`.")
-        return names, options.ranks
+        return options
 
     def _values(self, names: list[str]) -> dict[str, Any]:
         """Give the notebook's variables of these names."""
@@ -210,6 +259,32 @@ class HpcMagics(Magics):
                 "Bind it in this notebook first.",
             )
         return {name: self.shell.user_ns[name] for name in names}
+
+
+def _require_sense(options: argparse.Namespace) -> None:
+    """Refuse options of a cell that do not make sense."""
+    _require_name("--out", options.out)
+    if options.timeout is not None and not options.timeout > 0:
+        raise ProfileError(f"--timeout {options.timeout:g} is not a time.", "Write seconds, e.g. `--timeout 60`.")
+    if options.asynchronous and options.local:
+        raise ProfileError("`-a` and `--local` do not go together.", "Leave one of them out.")
+    if options.asynchronous and options.gather:
+        raise ProfileError("`-a` and `--gather` do not go together.", "`%gather` when the cell is over.")
+
+
+def _listed(names: str) -> list[str]:
+    return [name for name in names.split(",") if name]
+
+
+def _require_name(option: str, name: str | None) -> None:
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise ProfileError(f"{option} {name!r} is not a name for a variable.", f"Write e.g. `{option} result`.")
+
+
+def _in_short(value: Any) -> str:
+    """Name a value's type, and its shape if it tells one."""
+    shape = getattr(value, "shape", None)
+    return type(value).__qualname__ + (f" {shape}" if isinstance(shape, tuple) else "")
 
 
 def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:

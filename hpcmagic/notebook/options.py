@@ -156,6 +156,8 @@ def remote_parser(prog: str) -> OptionParser:
     cell.add_argument("-a", "--async", dest="asynchronous", action="store_true", help="do not wait: give a handle")
     cell.add_argument("-o", "--out", metavar="NAME", help="bind the value (a PerRank) to a name here")
     cell.add_argument("--push", metavar="a,b", help="first send these variables of the notebook to the ranks")
+    cell.add_argument("--scatter", metavar="x", help="first cut these over the ranks: each gets its rows")
+    cell.add_argument("--gather", metavar="y", help="afterwards join these from the ranks, and bind them here")
     cell.add_argument("--timeout", metavar="S", type=float, help="interrupt the cell after so many seconds")
     cell.add_argument("--local", action="store_true", help="run the cell here as well, after the ranks")
     return parser
@@ -163,7 +165,43 @@ def remote_parser(prog: str) -> OptionParser:
 
 def names_parser(prog: str, description: str) -> OptionParser:
     """Make the parser of `%push` and `%pull`."""
+    parser = _takes_names(prog, description)
+    parser.add_argument("-r", "--ranks", metavar="0,2-3", help="these ranks only")
+    return parser
+
+
+def scatter_parser() -> OptionParser:
+    """Make the parser of `%scatter`."""
+    parser = _takes_names(
+        "%scatter",
+        "Cut variables over the ranks, in order: each rank then holds its own rows under the same name.\n"
+        "Arrays, tables (pandas, Polars, Arrow), lists and other sequences.",
+    )
+    parser.add_argument("--axis", metavar="K", type=int, default=0, help="cut arrays along this axis (default 0)")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE[:/path]",
+        help="each rank reads its own rows of this file: .npy, HDF5, Zarr, Parquet",
+    )  # fmt: skip
+    return parser
+
+
+def gather_parser() -> OptionParser:
+    """Make the parser of `%gather`."""
+    parser = _takes_names(
+        "%gather",
+        "Join what the ranks hold under a name, in order, and bind it here.\n"
+        "What was scattered comes back as it was cut.",
+    )
+    parser.add_argument("--axis", metavar="K", type=int, help="join arrays along this axis; else as they were cut")
+    parser.add_argument("--as", dest="as_name", metavar="NAME", help="bind it here under another name")
+    parser.add_argument(
+        "--to", dest="target", metavar="FILE[:/path]",
+        help="the ranks write it into this file, each its own rows; nothing comes here",
+    )  # fmt: skip
+    return parser
+
+
+def _takes_names(prog: str, description: str) -> OptionParser:
     parser = OptionParser(prog, description, "NAME … [options]")
     parser.add_argument("names", nargs="*", metavar="NAME", help="names of variables")
-    parser.add_argument("-r", "--ranks", metavar="0,2-3", help="these ranks only")
     return parser

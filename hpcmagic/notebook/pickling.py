@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from hpcmagic.errors import DataError
-from hpcmagic.wire.messages import Pickled, Reply
+from hpcmagic.wire.messages import Pickled
 
 LOOKED_AT = 10_000  # objects to look at for the culprit
 DEPTH = 8
@@ -26,12 +26,25 @@ def pickle_for_ranks(name: str, value: Any) -> Pickled:
     try:
         return Pickled.of(value)
     except pickle.PicklingError as error:
-        path, culprit = _culprit(name, value)
-        kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
-        raise DataError(
-            f"`{path}` is a {kind}, which cannot be pickled ({_one_line(error)}).",
-            "Push the parts without it, or make it on the ranks.",
-        ) from error
+        raise cannot_be_pickled(name, value, error) from error
+
+
+def cannot_be_pickled(name: str, value: Any, error: pickle.PicklingError) -> DataError:
+    """Give the error for a value that did not pickle, with the path to the culprit inside it."""
+    path, culprit = _culprit(name, value)
+    kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
+    return DataError(
+        f"`{path}` is a {kind}, which cannot be pickled ({_one_line(error)}).",
+        "Push the parts without it, or make it on the ranks.",
+    )
+
+
+def cannot_be_loaded(name: str, rank: int, error: pickle.UnpicklingError) -> DataError:
+    """Give the error for a value that a rank has sent and that cannot be loaded here."""
+    return DataError(
+        f"`{name}` of rank {rank} cannot be loaded here: {error}.",
+        "Install what it needs here too, or pull a plainer form of it.",
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -87,20 +100,3 @@ def _function_parts(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name in function.__code__.co_names:
         if name in function.__globals__:
             yield f".<global {name}>", function.__globals__[name]
-
-
-def loaded(name: str, reply: Reply) -> Any:
-    """Give a value that a rank has sent.
-
-    Raises
-    ------
-    DataError
-        It cannot be loaded here.
-    """
-    try:
-        return reply.pulled[name].load()
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"`{name}` of rank {reply.rank} cannot be loaded here: {error}.",
-            "Install what it needs here too, or pull a plainer form of it.",
-        ) from error

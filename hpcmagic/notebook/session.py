@@ -22,18 +22,19 @@ from hpcmagic.launch.base import Launcher
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
 from hpcmagic.notebook.cell_list import Cells, OwnCells
+from hpcmagic.notebook.data import Data
+from hpcmagic.notebook.data_verbs import DataVerbs
 from hpcmagic.notebook.following import ASK_S, Following
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
-from hpcmagic.notebook.pickling import loaded, pickle_for_ranks
 from hpcmagic.notebook.restarting import restart, wait_if_restarting
 from hpcmagic.notebook.status import JobSeen, Status, status_of
 from hpcmagic.notebook.stuck import require_not_stuck, stuck_error
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control
-from hpcmagic.wire.messages import Pull, Push, Reply, RunCell
+from hpcmagic.wire.messages import Reply, RunCell
 from hpcmagic.wire.pending import Pending
 
 LOOK_S = 1.0  # how often a waiting request looks whether its session still lives
@@ -42,7 +43,7 @@ SILENT_ASK_S = 5.0  # … namely so
 SAID_S = 2.0  # how long a keeper's last word may take after its job has ended
 
 
-class Session:
+class Session(DataVerbs):
     """A hold on running engines; made by `hpcmagic.start` and `hpcmagic.attach`.
 
     As a context manager it stops the session at the end.
@@ -74,6 +75,7 @@ class Session:
         self._news = News(self.name)
         self.seen = JobSeen(launcher, job, ended=bool(ended))
         self._asked_s = float("-inf")
+        self.data = Data(self)
 
     def __repr__(self) -> str:
         nodes = len(set(self.keeper_state().nodes)) or self.request.nodes
@@ -151,9 +153,9 @@ class Session:
         deadline_s = None if timeout is None else time.monotonic() + timeout
         with self.noted_errors():
             Following(self, sent, pending, deadline_s).to_the_end()
-            self._require_all(pending)
+            self.require_all(pending)
             replies = [pending.replies[rank] for rank in sorted(pending.replies)]
-            self._raise(replies, pending.waiting())
+            self.raise_errors(replies, pending.waiting())
         return replies
 
     def send_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> Cell:
@@ -187,33 +189,6 @@ class Session:
         """Ask the ranks to give a cell up; on those where it has not begun it is withdrawn."""
         self.require_alive()
         self.control_path().interrupt(cell.id, cell.missing(), cell.pending)
-
-    def push(self, ranks: Any = None, **values: Any) -> None:
-        """Bind names on the ranks to values.
-
-        Raises
-        ------
-        DataError
-            A value that cannot be pickled; the path to the culprit inside it is named.
-        """
-        chosen = self.chosen(ranks)
-        pickled = {name: pickle_for_ranks(name, value) for name, value in values.items()}
-        with self.noted_errors():
-            self._raise(self._ask(Push(pickled), chosen))
-
-    def pull(self, *names: str, ranks: Any = None) -> Any:
-        """Fetch values of names from ranks: a PerRank, or for several names one each, in a tuple.
-
-        Raises
-        ------
-        RankError
-            A name that a rank does not have.
-        """
-        with self.noted_errors():
-            replies = self._ask(Pull(names), self.chosen(ranks))
-            self._raise(replies)
-        per_rank = tuple(PerRank({r.rank: loaded(name, r) for r in replies}) for name in names)
-        return per_rank[0] if len(names) == 1 else per_rank
 
     def restart(self) -> None:
         """Start new engine processes in the same job: variables are lost, no second wait in the queue.
@@ -334,6 +309,14 @@ class Session:
             self.note_error(error)
             raise
 
+    def running_cells(self) -> str:
+        """Name the cells of this notebook that are not over."""
+        return ", ".join(cell.name for cell in self._own.live())
+
+    def send_to(self, messages: Mapping[int, Any]) -> Pending:
+        """Send to each rank its own request."""
+        return self._send(messages, tuple(messages))
+
     def _send(self, message: Any, ranks: Sequence[int], cell_id: str = "") -> Pending:
         self.require_alive()
         require_not_stuck(self, ranks)
@@ -342,9 +325,18 @@ class Session:
         pending.restarts = self._news.restarts
         return pending
 
-    def _ask(self, message: Any, ranks: Sequence[int]) -> list[Reply]:
-        """Send a request that is no cell, and wait for all replies; Ctrl-C withdraws it."""
-        pending = self._send(message, ranks)
+    def ask(self, messages: Mapping[int, Any]) -> list[Reply]:
+        """Send requests that are no cells, and wait for all replies."""
+        return self.answers(self.send_to(messages))
+
+    def answers(self, pending: Pending) -> list[Reply]:
+        """Wait for all replies, in rank order; Ctrl-C withdraws what was asked.
+
+        Raises
+        ------
+        RankError
+            A rank raised.
+        """
         line, began_s = output.StatusLine(), time.monotonic()
         try:
             while not pending.wait(LOOK_S):
@@ -357,10 +349,13 @@ class Session:
             raise CellError(f"Stopped waiting for {missing}; what was asked is withdrawn.", "Try again.") from None
         finally:
             line.clear()
-        self._require_all(pending)
-        return [pending.replies[rank] for rank in sorted(pending.replies)]
+        self.require_all(pending)
+        replies = [pending.replies[rank] for rank in sorted(pending.replies)]
+        self.raise_errors(replies)
+        return replies
 
-    def _require_all(self, pending: Pending) -> None:
+    def require_all(self, pending: Pending) -> None:
+        """Raise if ranks are gone that were to answer."""
         if pending.lost:
             self._wait_for_word()
             if self.keeper_state().restarts != pending.restarts:
@@ -396,12 +391,14 @@ class Session:
 
     def _let_go(self) -> None:
         """Close the way to ranks that are gone; whoever waits for them is told."""
+        self.data.channels.close()
         control, self.control = self.control, None
         if control is not None:
             control.close()
         self._own.lose()
 
-    def _raise(self, replies: Sequence[Reply], waiting: Mapping[int, str] | None = None) -> None:
+    def raise_errors(self, replies: Sequence[Reply], waiting: Mapping[int, str] | None = None) -> None:
+        """Raise what the ranks have raised, if they have."""
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)
         if error is not None:
             raise stuck_error(error, waiting or {})

@@ -73,15 +73,18 @@ class JobSeen:
         self.job = job
         self.state, self._at_s = JobState("ended" if ended else "unknown"), time.monotonic()
         self._asking: threading.Thread | None = None
+        self._lock = threading.Lock()
         if not ended:
             self.look()
 
     def look(self) -> None:
         """Ask again; until an answer comes what was seen last stands, and nobody waits for it for long."""
-        if self._asking is None or not self._asking.is_alive():
-            self._asking = threading.Thread(target=self._ask, name="hpcmagic-asks", daemon=True)
-            self._asking.start()
-        self._asking.join(ANSWER_S)
+        with self._lock:  # a handle's display looks in a thread of its own
+            if self._asking is None or not self._asking.is_alive():
+                self._asking = threading.Thread(target=self._ask, name="hpcmagic-asks", daemon=True)
+                self._asking.start()
+            asking = self._asking
+        asking.join(ANSWER_S)
 
     def _ask(self) -> None:
         seen = self.launcher.state(self.job.job_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hpcmagic.errors import ProfileError
@@ -13,6 +13,7 @@ from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
 from hpcmagic.notebook.orphans import orphans
 from hpcmagic.notebook.perrank import choose_ranks
+from hpcmagic.notebook.progress import nbytes_in_words
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.status import Status
 
@@ -35,9 +36,9 @@ HPC = """\
 %hpc why                  the whole of the last error: full tracebacks, or how the session ended"""
 
 
-def status(_magics: HpcMagics, _rest: str) -> None:
+def status(magics: HpcMagics, _rest: str) -> None:
     """Show every session, and what belongs to none."""
-    print(table(sessions()))
+    print(table(sessions(), {name: session.data.channels.moved_nbytes for name, session in magics.held.items()}))
     over = ended_names()
     if over:
         named = ", ".join(over[:PAST_SHOWN]) + (" …" if len(over) > PAST_SHOWN else "")
@@ -196,17 +197,20 @@ def _nothing(verb: str, rest: str) -> None:
         raise ProfileError(f"%hpc {verb} does not take {rest!r}.", "`%hpc -h` shows the verbs.")
 
 
-def table(rows: list[Status]) -> str:
-    """Write sessions as a table."""
+def table(rows: list[Status], moved: Mapping[str, int] | None = None) -> str:
+    """Write sessions as a table, with the bytes that this notebook has moved to and from their ranks, if any."""
     if not rows:
         return "No sessions. `%%remote --nodes 4` starts one."
-    heads = ("session", "state", "job", "nodes", "ranks", "runs", "left", "why")
-    lines = [heads]
+    moved = moved or {}
+    lines: list[tuple[str, ...]] = [("session", "state", "job", "nodes", "ranks", "runs", "left", "why")]
     for s in rows:
         left = output.clock(s.left_s) if s.left_s is not None else "–"
         job = s.job_id if s.launcher == "slurm" else "this machine"
         nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
         runs = output.clock(int(s.elapsed_s))
         lines.append((s.session, s.state, job, nodes, str(s.ranks), runs, left, s.reason or ""))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    if any(moved.values()):
+        sizes = ["moved", *(nbytes_in_words(moved.get(s.session, 0)) for s in rows)]
+        lines = [(*line[:-1], size, line[-1]) for line, size in zip(lines, sizes, strict=True)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

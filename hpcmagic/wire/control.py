@@ -16,7 +16,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -27,6 +28,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from hpcmagic.errors import ChannelError, NotEncrypted, PeerLost
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.bulk import Invitation
 from hpcmagic.wire.crypto import (
     KeyPair,
     be_careful_client,
@@ -38,6 +40,7 @@ from hpcmagic.wire.descriptors import require_descriptors
 from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.messages import (
     INTERRUPT,
+    JOIN,
     OUTPUT,
     REPLY,
     REQUEST,
@@ -149,13 +152,15 @@ class SessionClient(ipyparallel.Client):
         super()._connect(*args)
 
     def submit(self, message: Any, pending: Pending) -> None:
-        """Send one message to the ranks that `pending` waits for."""
-        frames = to_frames(message)
+        """Send one message to the ranks that `pending` waits for, or to each its own."""
+        by_rank = message if isinstance(message, Mapping) else {}
+        frames = [] if by_rank else to_frames(message)
         content: dict[str, Any] = {}
         if pending.cell:
             self._cells[pending.cell] = pending
             content = {"cell": pending.cell, "name": message.name, "ranks": pending.ranks, "client": self.name}
         for rank in pending.ranks:
+            frames = to_frames(by_rank[rank]) if by_rank else frames
             future = self._send(
                 self._mux_stream, REQUEST, content, ident=self._engines[rank].encode(), buffers=frames,
                 message_future_hook=lambda f, rank=rank: self._pending.update({f.msg_id: (pending, rank)}),
@@ -186,6 +191,14 @@ class SessionClient(ipyparallel.Client):
                 answer = self._send(self._control_stream, WHERE, {}, ident=self._engines[rank].encode())
                 answer.add_done_callback(lambda f, rank=rank: stands.update({rank: Stand(**f.result()["content"])}))
         return stands
+
+    def announce(self, invitations: Mapping[int, Invitation]) -> dict[int, dict[str, Any]]:
+        """Tell ranks of connections that will come; the answers come into what is returned."""
+        answers: dict[int, dict[str, Any]] = {}
+        for rank, invitation in invitations.items():
+            answer = self._send(self._control_stream, JOIN, asdict(invitation), ident=self._engines[rank].encode())
+            answer.add_done_callback(lambda f, rank=rank: answers.update({rank: f.result()["content"]}))
+        return answers
 
     def ask_keeper(self, verb: str, **what: Any) -> None:
         """Ask the keeper for something; it answers by doing it."""
@@ -292,14 +305,29 @@ class Control:
             require_encrypted(getattr(client, f"_{name}_socket"))
         return cls(client)
 
+    def invite(self, invitations: Mapping[int, Invitation]) -> dict[int, dict[str, Any]]:
+        """Tell ranks of bulk connections that will come, with their keys; where to come into what is returned."""
+        self._require(invitations)
+        return self.client.announce(invitations)
+
+    def engine(self, rank: int) -> str:
+        """Give the identity of a rank's engine: another after a restart; nothing if there is none."""
+        return str(self.client._engines.get(rank, ""))  # noqa: SLF001
+
     def send(self, message: Any, ranks: Sequence[int], cell: str = "") -> Pending:
-        """Send a message to ranks; their replies come into what is returned.
+        """Send a message to ranks, or of a mapping to each its own; their replies come into what is returned.
 
         Raises
         ------
         PeerLost
             A rank is not connected.
         """
+        self._require(ranks)
+        pending = Pending(ranks, cell)
+        self.client.submit(message, pending)
+        return pending
+
+    def _require(self, ranks: Iterable[int]) -> None:
         gone = [r for r in ranks if r not in self.client._engines]  # noqa: SLF001
         if gone:
             named = ", ".join(map(str, gone))
@@ -307,9 +335,6 @@ class Control:
                 f"No longer connected: rank {named}.",
                 "See `%hpc log`; `%hpc restart` starts them anew.",
             )
-        pending = Pending(ranks, cell)
-        self.client.submit(message, pending)
-        return pending
 
     def interrupt(self, cell: str, ranks: Sequence[int], pending: Pending | None) -> None:
         """Ask ranks to raise KeyboardInterrupt in a cell, or not to begin it."""

@@ -1,6 +1,8 @@
-"""ALL cryptography of hpcmagic: make and store keys, admit peers by key, verify that a socket is encrypted.
+"""ALL cryptography of hpcmagic: make and store keys, admit peers by key, verify encryption, seal and open frames.
 
-Nothing here is an algorithm of our own. The control path is ZeroMQ's CURVE (CurveZMQ, RFC 26: Curve25519,
+Nothing here is an algorithm of our own. The bulk path's frames are sealed with AES-256-GCM (NIST SP 800-38D) by
+`cryptography`'s AESGCM; their keys are random, one a direction of a connection, and travel over CURVE only. The
+control path is ZeroMQ's CURVE (CurveZMQ, RFC 26: Curve25519,
 XSalsa20, Poly1305) on every TCP socket, and ZAP (RFC 27) decides which public keys may connect:
 
     who            its key pair      who may know the secret
@@ -21,9 +23,11 @@ from typing import Any
 
 import zmq
 import zmq.auth
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from zmq.auth.thread import ThreadAuthenticator
 
-from hpcmagic.errors import NotEncrypted
+from hpcmagic.errors import ChannelError, NotEncrypted, Tampered
 from hpcmagic.rendezvous import SessionDirectory, require_private
 
 PEERS = ("server", "client", "engine")
@@ -34,6 +38,11 @@ HEARTBEAT_MS = 30_000  # ZMTP pings: a vanished peer is noticed though TCP says 
 HEARTBEAT_TIMEOUT_MS = 600_000  # … but a laptop may sleep, and a network be cut, for a while
 FRAME_LIMIT_NBYTES = 16 << 10  # a stranger makes the keeper hold one a connection; wire/envelope.py cuts to it
 BACKLOG = 4096
+
+KEY_NBYTES = 32  # AES-256
+TAG_NBYTES = 16
+BLOCK_NBYTES = 16
+KEY_LIMIT_BLOCKS = 1 << 36  # a TiB a key: 2^-57, TLS 1.3's margin for AES-GCM (RFC 8446, 5.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +136,69 @@ def require_encrypted(socket: zmq.Socket[Any]) -> None:
             f"A socket to the session speaks {zmq.SecurityMechanism(int(mechanism)).name}, not CURVE.",
             "End the session with `%hpc stop` and start it again; report this if it stays.",
         )
+
+
+def make_frame_key() -> bytes:
+    """Make the key for one direction of one connection; it is used for nothing else, and stored nowhere."""
+    return secrets.token_bytes(KEY_NBYTES)
+
+
+class _Counted:
+    """A key whose nonces are counted: none is ever used twice, and both sides agree on the next without sending it.
+
+    Parameters
+    ----------
+    key
+        32 random bytes, for one direction of one connection.
+    bound
+        What every frame is bound to besides its own header: protocol, session, direction.
+    """
+
+    def __init__(self, key: bytes, bound: bytes) -> None:
+        self._cipher = AESGCM(key)
+        self._bound = bound
+        self._frames = self._blocks = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(frames={self._frames})"
+
+    def left_nbytes(self) -> int:
+        """Give how many bytes the key may still serve."""
+        return max(0, KEY_LIMIT_BLOCKS - self._blocks) * BLOCK_NBYTES
+
+    def _next_nonce(self, nbytes: int) -> bytes:
+        """Count one frame; a key that has served its time serves no more."""
+        self._blocks += 2 + nbytes // BLOCK_NBYTES
+        if self._blocks > KEY_LIMIT_BLOCKS:
+            raise ChannelError("A key of the bulk channel has sealed all it may (1 TiB).", "Cut the value in parts.")
+        nonce = self._frames.to_bytes(12, "big")
+        self._frames += 1
+        return nonce
+
+
+class Sealer(_Counted):
+    """Seals the frames that one side sends over one connection."""
+
+    def seal_into(self, data: Any, header: bytes, into: memoryview) -> None:
+        """Seal `data` into ``len(data) + TAG_NBYTES`` bytes of `into`; `header` is authenticated with it."""
+        self._cipher.encrypt_into(self._next_nonce(len(data)), data, self._bound + header, into)
+
+
+class Opener(_Counted):
+    """Opens the frames that one side receives over one connection, in the order in which they were sealed."""
+
+    def open_into(self, sealed: memoryview, header: bytes, into: memoryview) -> None:
+        """Open a frame into ``len(sealed) - TAG_NBYTES`` bytes of `into`.
+
+        Raises
+        ------
+        Tampered
+            It is not the next frame of this connection, unchanged; `into` then holds nothing to be used.
+        """
+        try:
+            self._cipher.decrypt_into(self._next_nonce(len(into)), sealed, self._bound + header, into)
+        except InvalidTag:
+            raise Tampered(
+                "A frame of the bulk channel was changed, replayed, left out or put in another order on its way.",
+                "Nothing of it was used. Try again; if it happens again, tell your site's administrators.",
+            ) from None

@@ -17,17 +17,21 @@ from typing import Any
 
 import cloudpickle
 
+from hpcmagic.files import Contents, File, Whole
+
 REQUEST = "hpcmagic_request"  # message types in ipyparallel's envelope
 REPLY = "hpcmagic_reply"
 OUTPUT = "hpcmagic_output"
 INTERRUPT = "hpcmagic_interrupt"
 WHERE = "hpcmagic_where"
+JOIN = "hpcmagic_join"  # a connection to a rank's bulk port will come
 RESTART = "hpcmagic_restart"  # these the keeper answers
 DUMP = "hpcmagic_dump"
 ABANDON = "hpcmagic_abandon"  # a cell whose ranks wait for ever: it does not keep the session any more
 
 VALUE_LIMIT_NBYTES = 10_000_000  # a larger value stays on its rank and is described
 OUTPUT_LIMIT_NBYTES = 1_000_000  # a cell's output beyond this goes to the rank's log only
+FRAME_NBYTES = 256 << 10  # of data in one frame of the bulk channel, at most
 DISPLAY_LIMIT_NBYTES = 50_000_000  # what a rank displays in one cell beyond this is dropped
 
 
@@ -44,8 +48,8 @@ class Pickled:
         return len(self.body) + sum(memoryview(b).nbytes for b in self.buffers)
 
     @classmethod
-    def of(cls, value: Any) -> Pickled:
-        """Pickle a value; its large buffers are not copied.
+    def of(cls, value: Any, small_nbytes: int = 0) -> Pickled:
+        """Pickle a value; its large buffers, those above `small_nbytes`, are not copied.
 
         Raises
         ------
@@ -53,9 +57,16 @@ class Pickled:
             It cannot be pickled.
         """
         buffers: list[Any] = []
+
+        def is_small(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if view.nbytes > small_nbytes:
+                buffers.append(view)
+            return view.nbytes <= small_nbytes
+
         try:
-            body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-            return cls(body, tuple(b.raw() for b in buffers))
+            body = cloudpickle.dumps(value, protocol=5, buffer_callback=is_small)
+            return cls(body, tuple(buffers))
         except Exception as error:  # pickling runs the `__reduce__` of the user's classes: any error may come out
             raise pickle.PicklingError(str(error)) from error
 
@@ -67,8 +78,12 @@ class Pickled:
         pickle.UnpicklingError
             It cannot be loaded here: a module or a class that only the other side has, for one.
         """
+        return Pickled(self.body, tuple(bytearray(b) for b in self.buffers)).load_in_place()
+
+    def load_in_place(self) -> Any:
+        """Do so where the buffers are the value's own already."""
         try:
-            return pickle.loads(self.body, buffers=[bytearray(b) for b in self.buffers])
+            return pickle.loads(self.body, buffers=self.buffers)
         except Exception as error:  # loading runs imports and code of the user's: any error may come out
             raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
@@ -76,6 +91,44 @@ class Pickled:
         """Let a message's pickle leave the parts out: each becomes a frame of its own."""
         parts = [pickle.PickleBuffer(part) for part in (self.body, *self.buffers)]
         return Pickled, (parts[0], tuple(parts[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayHead:
+    """What an array is besides its bytes, which come in this order."""
+
+    shape: tuple[int, ...]
+    pickled_dtype: bytes  # loaded where the array is made: not every side has NumPy
+    order: str  # C | F
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy's dtype.
+
+        Raises
+        ------
+        pickle.UnpicklingError
+            NumPy is not here.
+        """
+        return Pickled(self.pickled_dtype).load()
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What the receiver must know before the bytes come."""
+
+    sizes: tuple[int, ...]  # bytes of each part, in order
+    array: ArrayHead | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the value on the wire."""
+        return sum(self.sizes)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that it takes."""
+        return sum(-(-size // FRAME_NBYTES) for size in self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +154,142 @@ class RunCell:
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
-    """Bind names to values on the rank."""
+class Cut:
+    """How a value was cut that a rank holds a shard of."""
 
-    values: dict[str, Pickled]
+    axis: int
+    order: str = ""  # of an array: C | F; an array of one row does not tell
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
-    """Send the values of names back, whatever their size."""
+class Push:
+    """Bind names to values on the rank: small ones, that travel with the request."""
 
+    values: dict[str, Pickled]
+    cuts: dict[str, Cut] = field(default_factory=dict)  # of those that are shards
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way from one rank to the next, where they pass frames on without MPI."""
+
+    host: str
+    port: int
+    channel: str
+    to_rank: str = field(repr=False)  # keys, hexadecimal
+    from_rank: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How values that all ranks get reach them, though the notebook sends them to rank 0 only."""
+
+    key: str = field(repr=False)  # of this transfer's frames, hexadecimal
+    source: str = ""  # the channel that they come over; "" = MPI's broadcast
+    onward: Link | None = None  # to the next rank; None = to nobody, or by MPI
+    by_mpi: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Receive values over the bulk channel, and bind names to them once all ranks have theirs."""
+
+    channel: str
+    transfer: int
+    parcels: dict[str, Parcel]
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    spread: Spread | None = None
+    eager: bool = False  # the bytes are on their way already, and no rank waits for others
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Say what names are bound to, and send what is small at once; the rest is kept ready for a `Give`."""
+
+    transfer: int
     names: tuple[str, ...]
+    whole: bool = False  # keep what is small too: it is to be written into a file
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Send what was offered over the bulk channel; arrays in this order (C or F), "" = as they lie."""
+
+    channel: str
+    transfer: int
+    orders: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LookAt:
+    """Say what a rank sees of a file."""
+
+    file: File
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Read a rank's own rows of a file, and keep them for a `Bind`."""
+
+    transfer: int
+    file: File
+    begin: int
+    end: int
+    axis: int
+    expected: Contents  # what all ranks see of it
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Let go of what was offered: nobody will come for it."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Bind names to what was read, now that all ranks have theirs."""
+
+    transfer: int
+    names: tuple[str, ...]
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Begin a file, write what was offered into it from this row on, finish it, or give it up."""
+
+    step: str  # begin | rows | finish | give up
+    file: File
+    whole: Whole | None = None  # to begin
+    transfer: int = 0  # rows: of the offer
+    name: str = ""
+    begin: int = 0
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Call a function with each of some items; the function comes with the first request only."""
+
+    key: int
+    function: Pickled | None
+    items: Pickled
+    first: int  # the number of the first item
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What a rank has under a name."""
+
+    parcel: Parcel
+    kind: str  # of value, as `hpcmagic.shards` calls them
+    described: str  # type, shape, size, in words
+    cut: Cut | None = None  # None = it was not scattered
+    small: Pickled | None = None  # the value itself
+
+
+SMALL_NBYTES = 128 << 10  # values up to this size travel with a rank's reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +351,8 @@ class Reply:
     has_value: bool = False  # the last statement was an expression that gave something
     value: Pickled | None = None
     described: str = ""  # of a value that stays on its rank: type, shape, size
-    pulled: dict[str, Pickled] = field(default_factory=dict)
+    offered: dict[str, Offered] = field(default_factory=dict)
+    seen: Contents | None = None  # of a file
     raised: Raised | None = None
     elapsed_s: float = 0.0
 

@@ -17,6 +17,7 @@ TREE = {
     "ChannelError": errors.HpcMagicError,
     "NotEncrypted": errors.ChannelError,
     "PeerLost": errors.ChannelError,
+    "Tampered": errors.ChannelError,
     "DataError": errors.HpcMagicError,
     "CellError": errors.HpcMagicError,
     "RankError": errors.CellError,

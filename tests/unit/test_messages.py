@@ -13,9 +13,11 @@ from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.wire import messages
 from hpcmagic.wire.messages import (
     Frame,
+    Offer,
+    Offered,
     Output,
+    Parcel,
     Pickled,
-    Pull,
     Push,
     Raised,
     Reply,
@@ -31,14 +33,19 @@ MESSAGES = [
     RunCell("print('Grüße')\n", "cell 3", 2),
     Push({}),
     Push({"a": pickle_for_ranks("a", [1, 2]), "b": pickle_for_ranks("b", b"x" * 10)}),
-    Pull(("a", "b")),
+    Offer(7, ("a", "b")),
     Reply(3),
     Reply(
         0,
         (Output("stdout", "hi\n"), Output("display", data={"image/png": b"\x89"}, metadata={"w": 1})),
         elapsed_s=1.5,
     ),
-    Reply(1, has_value=True, value=pickle_for_ranks("v", 7), pulled={"x": pickle_for_ranks("x", None)}),
+    Reply(
+        1,
+        has_value=True,
+        value=pickle_for_ranks("v", 7),
+        offered={"x": Offered(Parcel((3,)), "", "None", None, pickle_for_ranks("x", None))},
+    ),
     Reply(2, has_value=True, described="numpy.ndarray, shape (9,)", raised=RAISED),
 ]
 

@@ -9,7 +9,20 @@ from hpcmagic.notebook.options import RESOURCE_NAMES, HelpAsked, OptionParser, n
 from hpcmagic.profiles import KEYS
 
 NAMES = {"n": 4, "part": "debug", "sizes": {"big": 8}, "x": 7, "two": "a b"}
-NOT_THE_PROFILES = ("session", "keep", "dry_run", "ranks", "out", "push", "timeout", "local", "help", "asynchronous")
+NOT_THE_PROFILES = (
+    "session",
+    "keep",
+    "dry_run",
+    "ranks",
+    "out",
+    "push",
+    "scatter",
+    "gather",
+    "timeout",
+    "local",
+    "help",
+    "asynchronous",
+)
 
 
 def expand(text):

@@ -1,0 +1,114 @@
+"""What a user calls to move data: push, pull, scatter, gather, map; a part of `Session`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from hpcmagic.files import File
+from hpcmagic.notebook.mapping import Mapped
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.data import Data
+    from hpcmagic.notebook.session import Session
+
+
+class DataVerbs:
+    """The verbs of a session that move data."""
+
+    if TYPE_CHECKING:
+        data: Data
+
+        def chosen(self, ranks: Any) -> tuple[int, ...]:
+            """Give the ranks that a user's words name."""
+
+        def noted_errors(self) -> contextlib.AbstractContextManager[None]:
+            """Keep an error that passes through for `why`."""
+
+    def push(self, values: Mapping[str, Any] | None = None, /, ranks: Any = None, **named: Any) -> None:
+        """Bind names on the ranks to values, each rank's a copy of its own.
+
+        Parameters
+        ----------
+        values, **named
+            By name; a name that is one of ours (``ranks``) stands in the mapping.
+        ranks
+            Ranks as a sequence of numbers, a number, or text like ``"0,2-3"``; None = all.
+
+        Raises
+        ------
+        DataError
+            A value that cannot be pickled; the path to the culprit inside it is named.
+        """
+        with self.noted_errors():
+            self.data.push({**(values or {}), **named}, self.chosen(ranks))
+
+    def pull(self, *names: str, ranks: Any = None) -> Any:
+        """Fetch values of names from ranks: a PerRank, or for several names one each, in a tuple.
+
+        Raises
+        ------
+        RankError
+            A name that a rank does not have.
+        """
+        with self.noted_errors():
+            per_rank = self.data.pull(names, self.chosen(ranks))
+        return per_rank[0] if len(names) == 1 else per_rank
+
+    def scatter(self, values: Mapping[str, Any] | None = None, /, axis: int = 0, **named: Any) -> None:
+        """Cut values over the ranks, in order: each rank then holds its own rows under the name.
+
+        Parameters
+        ----------
+        axis
+            Of arrays: along which they are cut. Rank r gets the r-th of `size` nearly equal parts, as
+            `numpy.array_split` cuts; with fewer rows than ranks the last ones get none.
+        values, **named
+            By name: NumPy arrays, pandas, Polars or Arrow tables, lists and other sequences; or a `File`, of which
+            each rank reads its own rows.
+
+        Raises
+        ------
+        DataError
+            A value that has no rows, or cannot be pickled.
+        """
+        with self.noted_errors():
+            self.data.scatter({**(values or {}), **named}, axis)
+
+    def gather(self, *names: str, axis: int | None = None, to: str | File | None = None) -> Any:
+        """Join what the ranks hold under a name, in order; of several names a tuple.
+
+        Parameters
+        ----------
+        axis
+            Along which arrays are joined; None = as they were scattered, else the first.
+        to
+            A file that the ranks write it into, each its own rows: nothing comes here, and nothing is returned.
+
+        Raises
+        ------
+        RankError
+            A rank has no such name.
+        DataError
+            The shards do not fit each other.
+        """
+        with self.noted_errors():
+            if to is not None:
+                self.data.gather_to(names, to if isinstance(to, File) else File(to), axis)
+                return None
+            joined = self.data.gather(names, axis)
+        return joined[0] if len(names) == 1 else joined
+
+    def map(self, function: Callable[[Any], Any], sequence: Iterable[Any]) -> list[Any]:
+        """Call a function with each item, on whichever rank is free; give the results in order.
+
+        Raises
+        ------
+        RankError
+            The function raised; the item's number is named.
+        DataError
+            The function or an item cannot be pickled.
+        """
+        with self.noted_errors():
+            return Mapped(cast("Session", self), function, sequence, self.data.channels.next_transfer()).run()

@@ -1,0 +1,110 @@
+"""A function over a sequence: items go to whichever rank is free, results come back in order.
+
+items ─► parts, four a rank ─► at most two requests a rank ─► results, each in its place
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hpcmagic.errors import CellError
+from hpcmagic.notebook import output
+from hpcmagic.notebook.pickling import cannot_be_loaded, pickle_for_ranks
+from hpcmagic.notebook.progress import Progress
+from hpcmagic.wire.messages import Apply, Pickled
+from hpcmagic.wire.pending import Pending
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.session import Session
+
+PARTS_A_RANK = 4  # so many parts each rank gets on average: few requests, and no long wait for the last
+AHEAD = 2  # requests a rank has at a time: it never waits for the notebook
+LOOK_S = 0.25
+
+
+class Mapped:
+    """One call of `Session.map`.
+
+    Raises
+    ------
+    DataError
+        The function or an item cannot be pickled.
+    """
+
+    def __init__(self, session: Session, function: Callable[[Any], Any], items: Iterable[Any], key: int) -> None:
+        self.session = session
+        self.key = key
+        self.items = list(items)
+        self.results: list[Any] = [None] * len(self.items)
+        self.function = pickle_for_ranks(getattr(function, "__name__", "function"), function)
+        size = max(1, len(self.items) // (session.size * PARTS_A_RANK))
+        self._parts = [range(i, min(i + size, len(self.items))) for i in range(0, len(self.items), size)]
+        self._ready = [(part, pickle_for_ranks("items", [self.items[i] for i in part])) for part in self._parts]
+        self._told: set[int] = set()  # ranks that have the function
+        self._under_way: dict[Pending, range] = {}
+        self._over: queue.SimpleQueue[Pending] = queue.SimpleQueue()
+
+    def run(self) -> list[Any]:
+        """Give the results in order.
+
+        Raises
+        ------
+        RankError
+            The function raised; the number of the item is named. Parts that had not begun are withdrawn.
+        DataError
+            Results cannot be loaded here.
+        CellError
+            Ctrl-C.
+        """
+        progress = Progress("map", len(self.items), lambda amount: f"{amount:.0f}")
+        done = 0
+        try:
+            for _ in range(AHEAD):
+                for rank in range(self.session.size):
+                    self._send(rank)
+            while self._under_way:
+                done += self._take()
+                progress.update(done)
+        except KeyboardInterrupt:
+            raise CellError(f"Stopped after {done} of {len(self.items)} items.", "Their results are lost.") from None
+        finally:
+            progress.close()
+            self._withdraw()
+        return self.results
+
+    def _send(self, rank: int) -> None:
+        if not self._ready:
+            return
+        part, items = self._ready.pop(0)
+        function: Pickled | None = None if rank in self._told else self.function
+        self._told.add(rank)
+        pending = self.session.send_to({rank: Apply(self.key, function, items, part.start)})
+        self._under_way[pending] = part
+        pending.at_end(lambda: self._over.put(pending))
+
+    def _take(self) -> int:
+        """Take one part's results, and send its rank another part; give how many came."""
+        try:
+            pending = self._over.get(timeout=LOOK_S)
+        except queue.Empty:
+            self.session.look(time.monotonic())
+            return 0
+        part = self._under_way.pop(pending)
+        output.show({r.rank: r.outputs for r in pending.replies.values()}, labels=self.session.size > 1)
+        (reply,) = self.session.answers(pending)
+        try:
+            self.results[part.start : part.stop] = reply.value.load() if reply.value is not None else []
+        except pickle.UnpicklingError as error:
+            raise cannot_be_loaded(f"map's results {part.start}-{part.stop - 1}", reply.rank, error) from error
+        self._send(reply.rank)
+        return len(part)
+
+    def _withdraw(self) -> None:
+        """Have ranks leave what they have not done; what they work on is interrupted."""
+        if not self.session.ended:
+            for pending in self._under_way:
+                self.session.control_path().withdraw(pending)
