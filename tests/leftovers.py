@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from hpcmagic.wire.envelope import give_memory_back
+from hpcmagic.wire.shared import PREFIX
 
 OURS = ("hpcmagic.keeper", "hpcmagic.engine")
 MAY_TAKE_S = 8.0  # for the last processes to end: a rank looks for its keeper once a second
@@ -76,7 +77,7 @@ class Processes(Watch):
 
 
 class SharedMemory(Watch):
-    """Files of this user in /dev/shm that no process has mapped any more: Open MPI's segments, semaphores."""
+    """Files of this user in /dev/shm that no process has mapped any more: Open MPI's segments, semaphores; and ours."""
 
     what = "shared memory"
 
@@ -90,13 +91,14 @@ class SharedMemory(Watch):
         return found
 
     def excused(self, path, _before):
-        """Whether it is in use."""
-        return any(str(path) in text for text in _maps())
+        """Whether it is in use; what a notebook shares with a rank loses its name as soon as both have mapped it."""
+        return not path.name.startswith(PREFIX) and any(str(path) in text for text in _maps())
 
     def clear(self, left):
         """Remove them."""
         for path in left:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 class TemporaryFiles(Watch):

@@ -231,7 +231,7 @@ def test_no_reply_is_lost(session):
 
 
 def interrupt_all(session):
-    for cell in list(session._live.values()):
+    for cell in session._own.live():
         session.interrupt(cell)
 
 

@@ -257,7 +257,8 @@ def test_rank_ends_itself(home, way, capsys):
             hpcmagic.SessionEnded,
         )
     assert re.search(words, error.message)
-    assert "[0-1] before\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "[0-1] before\n" in shown or "[0] before\n[1] before\n" in shown  # on a busy machine one comes later
     assert session.cells[0].output == "[0-1] before\n"
     assert all_gone(all_of_it)
 
