@@ -14,7 +14,8 @@ from pathlib import Path
 import measure
 
 LOCAL = ("start_local", "empty_cell", "resident", "streamed", "attach", "restart", "journal_memory")
-SLURM = ("start_slurm",)
+LOCAL += ("scatter_gather", "push_all", "latency", "data_memory", "growth")
+SLURM = ("start_slurm", "hub_bytes")
 
 
 def main() -> None:
