@@ -1,6 +1,7 @@
 """What fault tests share: other kernels, the processes of a session, Ctrl-C, and waiting that ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,3 +141,13 @@ def in_thread(work):
         return outcome[0]
 
     return result
+
+
+def lines_by_rank(shown):
+    """What each rank has printed, line by line, whether the lines of ranks were folded or not."""
+    lines = {}
+    for ranks, text in re.findall(r"^\[([\d,-]+)\] (.*)$", shown, re.MULTILINE):
+        for low, high in re.findall(r"(\d+)(?:-(\d+))?", ranks):
+            for rank in range(int(low), int(high or low) + 1):
+                lines.setdefault(rank, []).append(text)
+    return lines
