@@ -233,7 +233,7 @@ def nbytes_of(value: Any) -> int:
     """Give the size that a value tells; 0 if it tells none, or what is no number."""
     try:
         return operator.index(value.nbytes)
-    except Exception:
+    except Exception:  # a property of the user's class may raise anything: then it tells no size
         return 0
 
 

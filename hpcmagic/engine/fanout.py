@@ -147,7 +147,7 @@ class Fanout:
         header = bytes(frame[: HEADER.size]) + len(self.blocks).to_bytes(8, "big")
         try:
             self.opener.open_into(frame[HEADER.size :], header, self.blocks[number])
-        except Exception as error:
+        except Exception as error:  # kept till the end: others count on our part in each broadcast
             self.failed = self.failed or error
 
     def by_mpi(self, comm: Any, source: Channel | None) -> None:
@@ -188,7 +188,7 @@ class Fanout:
         try:
             for number, place in frames.items() if buffer[0] == GOES else ():
                 _received(source, self.transfer, number, len(self.blocks[number]), place)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other ranks must hear that no frame follows
             self.failed, buffer[0] = error, ENDS
 
     def _land(self, flying: deque[tuple[dict[int, memoryview], memoryview, Any]]) -> None:

@@ -120,7 +120,7 @@ class RankKernel(IPythonParallelKernel):
         content = {"cell": cell, "rank": self.engine_id, "piece": piece}
         try:
             frames = to_frames(outputs)
-        except Exception as error:
+        except Exception as error:  # what a cell displays may refuse to pickle in its own way
             frames = to_frames(unsaid_output(error, "sent"))
         self.session.send(self.iopub_socket, OUTPUT, content, ident=OUTPUT.encode(), buffers=frames)
 
