@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -44,6 +45,8 @@ KEEPER_GONE = 80  # … that its keeper no longer runs
 TERMINATED = "it was told to end (SIGTERM)"  # a cause that the batch system may know better
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOKS, LOOK_AGAIN_S = 3, 0.05  # at a record that makes no sense: a full disk lets it be written in place only
+HOLD_S = 300.0  # how long a job whose ranks have fallen is held for a restart: it costs money meanwhile …
+HOLD_ALONE_S = 60.0  # … and how long when no notebook is connected
 ENDED_KEPT = 20  # directories of ended sessions that stay readable
 
 
@@ -67,6 +70,8 @@ class Request:
     engine_public: str
     resources: dict[str, Any] = field(default_factory=dict)  # as asked for, to compare later
     notebook: dict[str, int] = field(default_factory=dict)  # device and inode, to survive a rename
+    hold_s: float = HOLD_S  # 0 = the ranks' end is the job's
+    hold_alone_s: float = HOLD_ALONE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +88,14 @@ class JobRecord:
 class KeeperState:
     """The keeper's word on how things stand."""
 
-    phase: str  # starting | ready | ended
+    phase: str  # starting | ready | fallen: the ranks are gone, the job is held | ended
     ranks: tuple[int, ...] = ()  # connected
     nodes: tuple[str, ...] = ()  # by rank: the node each rank is, or should be, on
     world: int = 0  # verified size of MPI.COMM_WORLD; 0 = no MPI
     starter: str = ""  # how the ranks were started
     note: str = ""  # e.g. why there is no MPI
-    cause: str = ""  # of the end
+    cause: str = ""  # of the end, or of the ranks' fall
+    held_until: float = 0.0  # seconds since the epoch, for people to read: so long a job without ranks is held
     keeper_pid: int = 0
     keeper_host: str = ""
     clients: tuple[str, ...] = ()  # who is connected: alice@login1:4711#…
@@ -115,6 +121,13 @@ def slug(name: str) -> str:
     if readable == name:
         return name
     return f"{readable or 'session'}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+@functools.lru_cache(maxsize=32)  # the keeper's word is read before each request, and seldom changes
+def _record_of(text: str, kind: Any) -> Any:
+    raw = json.loads(text)
+    known = {f.name for f in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
 
 
 class SessionDirectory:
@@ -220,13 +233,13 @@ class SessionDirectory:
         for _ in range(LOOKS):
             os.scandir(path.parent).close()  # NFS: look the name up anew, an absence may be cached
             try:
-                raw = json.loads(path.read_text())
-                known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # T is always a dataclass
-                return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
+                record: T = _record_of(path.read_text(), kind)  # type: ignore[arg-type]  # a class is hashable
             except FileNotFoundError:
                 return None
             except (ValueError, TypeError, AttributeError):
                 time.sleep(LOOK_AGAIN_S)
+            else:
+                return record
         raise LaunchError(
             f"{path} is damaged: it is no record of a session's.",
             f"`%hpc stop {path.parent.name}` clears the session away; its variables are lost.",

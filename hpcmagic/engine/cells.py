@@ -24,6 +24,7 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
 from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
+from hpcmagic.engine.steering import Steering
 from hpcmagic.engine.tracebacks import CELL, raised_by
 from hpcmagic.engine.transfers import Transfers
 from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Apply, Output, Pickled, Reply, RunCell
@@ -79,6 +80,7 @@ class CellRunner:
         self.log = log
         self.publish = publish
         self.transfers: Transfers  # set once the session's files are read
+        self.steering: Steering  # likewise
         self.pid = os.getpid()
         self.task: asyncio.Task[Any] | None = None  # of a cell with a top-level await
         self.interrupted = False
@@ -115,6 +117,8 @@ class CellRunner:
 
     def _apply(self, message: Apply) -> Reply:
         """Call a function with items; what it prints comes with the reply."""
+        if self.transfers.lacks(message):
+            return Reply(self.rank, lacks_function=True)
         with self._captured("") as capture:
             raised, value = None, None
             try:
@@ -128,10 +132,12 @@ class CellRunner:
 
     async def _run_cell(self, cell: RunCell, cell_id: str) -> Reply:
         self._name = cell.name
+        self.steering.cell = cell_id
         with self._captured(cell_id) as capture:
             error = await self._execute(cell.numbered())
             if os.getpid() != self.pid:
                 os._exit(0)  # a child that the cell forked and that ran to its end: there is one rank, not two
+            self.steering.cell_over()
         raised, has_value, value, described = None, False, None, ""
         try:
             raised = raised_by(error) if error is not None else None

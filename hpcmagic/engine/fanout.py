@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from hpcmagic.errors import PeerLost
-from hpcmagic.wire.bulk import HEADER, READ, TO_ALL, Channel, Kind, bound_to, run_one
+from hpcmagic.wire.bulk import HEADER, TO_ALL, Channel, Kind, bound_to
 from hpcmagic.wire.crypto import TAG_NBYTES, Opener
 from hpcmagic.wire.messages import FRAME_NBYTES, Spread
+from hpcmagic.wire.moving import READ, run_one
 
 GOES, ENDS = 1, 0  # the first byte of a broadcast: frames follow, or none ever will
 BUNDLE = 4  # frames in one broadcast …

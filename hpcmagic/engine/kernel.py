@@ -29,6 +29,8 @@ from traitlets import Type
 
 from hpcmagic.engine.capture import CellStream, RankLog
 from hpcmagic.engine.cells import CellRunner, RankShell, describe, no_input
+from hpcmagic.engine.patience import patience
+from hpcmagic.engine.steering import Steering
 from hpcmagic.engine.tracebacks import raised_by, stand, users_frame
 from hpcmagic.engine.transfers import Transfers
 from hpcmagic.errors import HpcMagicError
@@ -42,6 +44,7 @@ from hpcmagic.wire.messages import (
     OUTPUT,
     REPLY,
     REQUEST,
+    STEER,
     WHERE,
     WITHDRAWN,
     Output,
@@ -82,6 +85,7 @@ class RankKernel(IPythonParallelKernel):
         self.control_handlers[INTERRUPT] = self.interrupt_main
         self.control_handlers[WHERE] = self.say_where
         self.control_handlers[JOIN] = self.expect_connection
+        self.control_handlers[STEER] = self.show_simulation
         self.log_file = RankLog(2)
         self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
@@ -136,8 +140,13 @@ class RankKernel(IPythonParallelKernel):
             host, port, shares = self.cells.transfers.port.invite(Invitation(**parent["content"]))
             told = {"status": "ok", "host": host, "port": port, "shares": shares}
         except (OSError, HpcMagicError) as error:  # no descriptor, no address
-            told = {"status": "error", "cause": str(error)}
+            told = {"status": "error", "cause": getattr(error, "strerror", None) or str(error)}
         self.session.send(stream, f"{JOIN}_reply", told, parent=parent, ident=ident)
+
+    def show_simulation(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Say whether this rank answers for a simulation; serve the connections that will come (control thread)."""
+        told = self.cells.steering.watch(parent["content"])
+        self.session.send(stream, f"{STEER}_reply", told, parent=parent, ident=ident)
 
     def interrupt_main(self, stream: Any, ident: Any, parent: Any) -> None:
         """Interrupt one request, if it runs, or keep it from running (called in the control thread)."""
@@ -160,6 +169,8 @@ class RankKernel(IPythonParallelKernel):
 
     def on_sigint(self, _signal: int, frame: Any) -> None:
         """Raise KeyboardInterrupt if a cell's code is running, and nowhere else."""
+        if patience.holds():  # our own code in a cell: it raises it as soon as nothing is half done
+            return
         if users_frame(frame) or self.cells.transfers.interruptible:
             raise KeyboardInterrupt
         if self.cells.task is not None:
@@ -265,18 +276,29 @@ class RankEngine(ipp_engine.IPEngine):
     def stream_output(self) -> None:
         """Send what the running cell has put out so far ahead."""
         if self.kernel is not None:
+            _open_pipe(self.kernel.iopub_socket)
             self.kernel.cells.stream()
 
     def redirect_output(self, iopub_socket: Any) -> None:
         """Let a running cell collect what is printed."""
         super().redirect_output(iopub_socket)
+        self.kernel.control_thread.io_loop.add_callback(_open_pipe, iopub_socket)
         shell = self.kernel.shell
         log = self.kernel.log_file
         log.last = os.open(self.directory.last_words(self.id), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         sys.stdout = CellStream("stdout", shell, sys.stdout, log)
         sys.stderr = CellStream("stderr", shell, sys.stderr, log)
         self.kernel.cells.transfers = Transfers(self.request, self.id, self.comm, shell.user_ns, describe)
+        self.kernel.cells.steering = Steering(self.kernel.cells.transfers.port)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
+
+
+def _open_pipe(iopub: Any) -> None:
+    """Open this thread's pipe to the one that sends, as ipykernel does when the thread first sends.
+
+    A rank that a cell has left without descriptors could not do so any more, and would never answer.
+    """
+    _ = iopub._event_pipe  # noqa: SLF001  # a property that opens it
 
 
 def _name_of(raised: Raised | None) -> str:

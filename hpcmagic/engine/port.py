@@ -9,6 +9,7 @@ Whoever has not shown a key makes the rank hold 64 bytes and one descriptor; of 
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 import threading
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from hpcmagic.errors import HpcMagicError, PeerLost
 from hpcmagic.rendezvous import Request
 from hpcmagic.wire.addresses import listen_address
-from hpcmagic.wire.bulk import CHANNEL_NBYTES, MAGIC, Channel, Invitation, Moving, welcome
+from hpcmagic.wire.bulk import CHANNEL_NBYTES, MAGIC, Channel, Invitation, welcome
+from hpcmagic.wire.moving import Moving
 from hpcmagic.wire.shared import Shared
 
 STRANGERS = 32  # connections that have not shown a key yet, at most; the oldest give way
@@ -66,13 +68,14 @@ class BulkPort:
             if shared is not None:
                 self._shared[invitation.channel] = shared
             self._forget_cut()
-            if self._listening is None:
-                try:
+            try:
+                if self._listening is None:
                     self._listening, self._waiting = self._listen()
-                except OSError:
-                    self._let_go(invitation.channel)
-                    raise
-                threading.Thread(target=self._welcome_all, name="hpcmagic-bulk-port", daemon=True).start()
+                    threading.Thread(target=self._welcome_all, name="hpcmagic-bulk-port", daemon=True).start()
+                os.close(os.dup(self._listening.fileno()))  # is there a descriptor for the connection?
+            except OSError:
+                self._let_go(invitation.channel)
+                raise
             self._invited[invitation.channel] = invitation
             while len(self._invited) > INVITATIONS:
                 forgotten, _ = self._invited.popitem(last=False)

@@ -23,7 +23,7 @@ from hpcmagic.engine.port import BulkPort
 from hpcmagic.errors import DataError
 from hpcmagic.files import begin_writing, finish_writing, give_up, look, read_rows, write_rows
 from hpcmagic.rendezvous import Request
-from hpcmagic.wire.bulk import Channel, Invitation, Kind, Moving, connect, run_one
+from hpcmagic.wire.bulk import Channel, Invitation, Kind, connect
 from hpcmagic.wire.messages import (
     SMALL_NBYTES,
     Apply,
@@ -43,9 +43,11 @@ from hpcmagic.wire.messages import (
     Take,
     Write,
 )
+from hpcmagic.wire.moving import Moving, run_one
 from hpcmagic.wire.parcels import Room, blocks, is_plain_array, packed, pickled_small
 
 OFFERS_KEPT = 4  # of notebooks that asked and did not come for it
+FUNCTIONS_KEPT = 4  # of maps at the same time; more of them send theirs again
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +236,17 @@ class Transfers:
             case _:
                 give_up(message.file)
 
+    def lacks(self, message: Apply) -> bool:
+        """Whether a function has neither come nor been kept: other maps needed the room."""
+        return message.function is None and message.key not in self._functions
+
     def apply(self, message: Apply) -> list[Any]:
         """Call a function with each item."""
         if message.function is not None:
             self._functions[message.key] = message.function.load()
-            while len(self._functions) > OFFERS_KEPT:
-                self._functions.popitem(last=False)
+        self._functions.move_to_end(message.key)
+        while len(self._functions) > FUNCTIONS_KEPT:
+            self._functions.popitem(last=False)
         function, results = self._functions[message.key], []
         for number, item in enumerate(message.items.load(), message.first):
             try:

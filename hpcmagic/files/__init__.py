@@ -104,6 +104,12 @@ class File:
             raise DataError(f"`{self.path}` is one whole: there is no `{self.inner}` within.", f"Name `{self.path}`.")
         return kind
 
+    def require_known(self, folder: str) -> None:
+        """Refuse a kind that no rank reads or writes; a name without a suffix that is not here is left to them."""
+        file = self.absolute(folder)
+        if Path(file.path).suffix or os.path.exists(file.path):  # noqa: PTH110  # no error where we may not look
+            file.kind()
+
 
 @dataclass(frozen=True, slots=True)
 class Contents:

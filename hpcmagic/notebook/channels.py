@@ -9,6 +9,7 @@ if not all come together soon, those that have come are let go, and all are aske
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import secrets
 import socket
@@ -22,8 +23,9 @@ from hpcmagic.errors import CellError, HpcMagicError, PeerLost
 from hpcmagic.notebook import output
 from hpcmagic.notebook.progress import Progress, nbytes_in_words
 from hpcmagic.wire import shared
-from hpcmagic.wire.bulk import Channel, Invitation, Moving, connect, run_all
+from hpcmagic.wire.bulk import Channel, Invitation, connect
 from hpcmagic.wire.messages import Reply
+from hpcmagic.wire.moving import Moving, goes_through, run_all
 from hpcmagic.wire.pending import Pending
 from hpcmagic.wire.shared import Shared
 
@@ -34,6 +36,8 @@ LOOK_S = 1.0  # how often, while something moves, to look whether the session li
 WORD_S = 3.0  # how long a rank's own word on what went wrong may take
 LEAVE_S = 2.0  # how long ranks may take to give a transfer up
 FEW = 16  # channels to so many ranks keep their frames' memory for the next transfer
+MUCH_NBYTES = 8 << 20  # so much is moved by several threads …
+THREADS = min(4, os.cpu_count() or 1)  # … one a core: they seal, open and copy outside of the GIL
 AT_ONCE = 64  # connections that move at the same time: each holds two frames' memory
 JOIN_S = (0.0005, 0.02)  # how often to look for a rank's answer: at first, and at most
 TOGETHER_S = (0.2, 5.0)  # how long ranks that have come wait for those that have not: at first, and at most
@@ -148,7 +152,11 @@ class Channels:
             A rank cannot listen.
         """
         ranks = set(invitations)
-        answers = self.session.control_path().invite(invitations)
+        try:
+            answers = self.session.control_path().invite(invitations)
+        except PeerLost:
+            self.session.require_alive()  # if all ranks have ended the keeper knows why
+            raise
         progress = Progress("bulk channel", len(ranks), str)
         pause_s, looked_s = JOIN_S[0], time.monotonic()
         try:
@@ -180,6 +188,7 @@ class Channels:
         ask: Callable[[Mapping[int, str]], Mapping[int, Any]],
         *phases: Callable[[int, Channel], Moving],
         together: bool = False,
+        ahead: bool = False,
         left: str = "Nothing was bound",
     ) -> list[Reply]:
         """Ask ranks for their part of a transfer and do ours; all of it, or nothing.
@@ -196,6 +205,8 @@ class Channels:
             Each makes our part with one rank; the next begins when all ranks are through.
         together
             In the first phase each rank says no more than that it has come, and then waits for all others.
+        ahead
+            What goes to ranks, in the only phase there is, may leave before they are asked to take it.
         left
             What Ctrl-C leaves behind.
 
@@ -211,7 +222,7 @@ class Channels:
         try:
             while True:
                 try:
-                    return self._move(ranks, ask, phases, progress, patience_s)
+                    return self._move(ranks, ask, phases, progress, patience_s, ahead=ahead)
                 except _Apart:
                     assert patience_s is not None  # noqa: S101  # for the type checker: else none is raised
                     time.sleep(random.uniform(0, patience_s))  # noqa: S311  # another notebook may do the same
@@ -228,13 +239,23 @@ class Channels:
         phases: Sequence[Callable[[int, Channel], Moving]],
         progress: Progress,
         patience_s: float | None,
+        *,
+        ahead: bool,
     ) -> list[Reply]:
         channels = self.to(ranks, int(progress.total))
-        pending = self.session.send_to(ask({rank: channel.name for rank, channel in channels.items()}))
+        asked = ask({rank: channel.name for rank, channel in channels.items()})
+        try:
+            begun = _what_waits(channels, phases[0]) if ahead else {}
+            pending = self.session.send_to(asked)
+        except BaseException:
+            if ahead:  # nobody will fetch what has left
+                self.close(ranks)
+            raise
         watch = _Watch(self.session, pending, channels, progress, patience_s)
         try:
             for phase in phases:
-                failed = self._run(channels, {rank: phase(rank, channels[rank]) for rank in ranks}, watch)
+                moving = begun if ahead else {rank: phase(rank, channels[rank]) for rank in ranks}
+                failed = self._run(channels, moving, watch, THREADS if progress.total > MUCH_NBYTES else 1)
                 if failed:
                     self._fail(pending, failed, ranks)
                 watch.patience_s = None
@@ -252,13 +273,13 @@ class Channels:
 
     @staticmethod
     def _run(
-        channels: Mapping[int, Channel], moving: dict[int, Moving], tick: Callable[[], None]
+        channels: Mapping[int, Channel], moving: dict[int, Moving], tick: Callable[[], None], threads: int
     ) -> dict[int, HpcMagicError]:
         """Move all, so many at a time that memory stays bounded."""
         ranks = list(moving)
         for start in range(0, len(ranks), AT_ONCE):
             part = ranks[start : start + AT_ONCE]
-            failed = run_all(channels, {rank: moving[rank] for rank in part}, tick)
+            failed = run_all(channels, {rank: moving[rank] for rank in part}, tick, threads=threads)
             if failed:
                 return failed
             if len(ranks) > AT_ONCE:
@@ -326,6 +347,12 @@ class _Watch:
     def _in_words(self, ranks: Sequence[int]) -> str:
         busy = self.session.running_cells()
         return f"{output.ranks_in_words(ranks)}{f', busy with {busy}' if busy else ''}"
+
+
+def _what_waits(channels: Mapping[int, Channel], phase: Callable[[int, Channel], Moving]) -> dict[int, Moving]:
+    """Let go out what sockets take at once; give what is left to do."""
+    moving = {rank: phase(rank, channel) for rank, channel in channels.items()}
+    return {rank: part for rank, part in moving.items() if not goes_through(part)}
 
 
 def _name(shared: Shared | None) -> str:

@@ -24,7 +24,7 @@ from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.pickling import cannot_be_loaded, cannot_be_pickled
 from hpcmagic.notebook.progress import nbytes_in_words
 from hpcmagic.notebook.rows import gather_file, require_heads_alike, scatter_file
-from hpcmagic.wire.bulk import TO_ALL, Channel, Invitation, Kind, Moving, bound_to
+from hpcmagic.wire.bulk import TO_ALL, Channel, Invitation, Kind, bound_to
 from hpcmagic.wire.crypto import Sealer, make_frame_key
 from hpcmagic.wire.messages import (
     Cut,
@@ -39,6 +39,7 @@ from hpcmagic.wire.messages import (
     Spread,
     Take,
 )
+from hpcmagic.wire.moving import Moving
 from hpcmagic.wire.parcels import Room, blocks, is_plain_array, landing, order_of, packed, pickled_small
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Data:
                 },
                 *((send,) if eager else phases),
                 together=not eager,
+                ahead=eager,
                 left="Ranks that have got it keep it" if eager else "Nothing was bound",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hpcmagic.files import File
@@ -71,10 +72,14 @@ class DataVerbs:
         Raises
         ------
         DataError
-            A value that has no rows, or cannot be pickled.
+            A value that has no rows, or cannot be pickled; a file of a kind that ranks do not read.
         """
         with self.noted_errors():
-            self.data.scatter({**(values or {}), **named}, axis)
+            values = {**(values or {}), **named}
+            for value in values.values():
+                if isinstance(value, File):
+                    value.require_known(str(Path.cwd()))
+            self.data.scatter(values, axis)
 
     def gather(self, *names: str, axis: int | None = None, to: str | File | None = None) -> Any:
         """Join what the ranks hold under a name, in order; of several names a tuple.
@@ -91,11 +96,13 @@ class DataVerbs:
         RankError
             A rank has no such name.
         DataError
-            The shards do not fit each other.
+            The shards do not fit each other, or the kind of file is none that ranks write.
         """
         with self.noted_errors():
             if to is not None:
-                self.data.gather_to(names, to if isinstance(to, File) else File(to), axis)
+                file = to if isinstance(to, File) else File(to)
+                file.require_known(str(Path.cwd()))
+                self.data.gather_to(names, file, axis)
                 return None
             joined = self.data.gather(names, axis)
         return joined[0] if len(names) == 1 else joined

@@ -45,7 +45,7 @@ class Mapped:
         self._parts = [range(i, min(i + size, len(self.items))) for i in range(0, len(self.items), size)]
         self._ready = [(part, pickle_for_ranks("items", [self.items[i] for i in part])) for part in self._parts]
         self._told: set[int] = set()  # ranks that have the function
-        self._under_way: dict[Pending, range] = {}
+        self._under_way: dict[Pending, tuple[range, Pickled]] = {}
         self._over: queue.SimpleQueue[Pending] = queue.SimpleQueue()
 
     def run(self) -> list[Any]:
@@ -80,10 +80,12 @@ class Mapped:
         if not self._ready:
             return
         part, items = self._ready.pop(0)
-        function: Pickled | None = None if rank in self._told else self.function
+        self._ask(rank, part, items, None if rank in self._told else self.function)
         self._told.add(rank)
+
+    def _ask(self, rank: int, part: range, items: Pickled, function: Pickled | None) -> None:
         pending = self.session.send_to({rank: Apply(self.key, function, items, part.start)})
-        self._under_way[pending] = part
+        self._under_way[pending] = part, items
         pending.at_end(lambda: self._over.put(pending))
 
     def _take(self) -> int:
@@ -93,9 +95,12 @@ class Mapped:
         except queue.Empty:
             self.session.look(time.monotonic())
             return 0
-        part = self._under_way.pop(pending)
+        part, items = self._under_way.pop(pending)
         output.show({r.rank: r.outputs for r in pending.replies.values()}, labels=self.session.size > 1)
         (reply,) = self.session.answers(pending)
+        if reply.lacks_function:  # other maps' functions came meanwhile
+            self._ask(reply.rank, part, items, self.function)
+            return 0
         try:
             self.results[part.start : part.stop] = reply.value.load() if reply.value is not None else []
         except pickle.UnpicklingError as error:

@@ -14,25 +14,24 @@ not open. What a header says is never believed: the receiver knows which frame c
 refuses every other before it reads on. TCP's own windows bound what is on its way; a frame is sealed only when the
 one before has left. A connection that fails once is closed; the next one has new keys. docs/security.md has more.
 
-Both sides are generators that yield what they wait for (`READ`, `WRITE`), so that one thread moves many of them.
+Both sides are generators that yield what they wait for, so that one thread moves many of them (moving.py).
 """
 
 from __future__ import annotations
 
-import select
-import selectors
+import errno
 import socket
 import struct
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from hpcmagic.errors import HpcMagicError, PeerLost, Tampered
+from hpcmagic.errors import ChannelError, PeerLost, Tampered
 from hpcmagic.wire.crypto import TAG_NBYTES, Opener, Sealer, make_frame_key
 from hpcmagic.wire.messages import FRAME_NBYTES
+from hpcmagic.wire.moving import GO_ON, READ, WRITE, Moving, lost, run_one
 from hpcmagic.wire.shared import SLOTS, Shared
 
 PROTOCOL = b"hpcmagic bulk 1"
@@ -45,8 +44,6 @@ CONNECT_S = 20.0
 GONE_S = 120  # after so long without a word from the other host a connection counts as cut
 TO_RANK, FROM_RANK, TO_ALL = b"to rank", b"from rank", b"to all"
 
-READ, WRITE, GO_ON = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
-Moving = Generator[int, None, None]
 HALVES = 2  # of shared memory
 TURN = 16  # frames that one connection may move before others have their turn
 
@@ -116,6 +113,11 @@ class Channel:
             if self.shared is not None:
                 self.shared.close()
 
+    def hang_up(self) -> None:
+        """End the connection under a thread that waits for it, which then closes it."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     def is_cut(self) -> bool:
         """Whether the other side has left while nothing moved."""
         try:
@@ -156,7 +158,7 @@ class Channel:
             except BlockingIOError:
                 yield WRITE
             except OSError as error:
-                raise _lost(error.strerror) from error
+                raise lost(error.strerror) from error
             else:
                 self.moved_nbytes += sent
                 left = left[sent:]
@@ -204,9 +206,9 @@ class Channel:
                 yield READ
                 continue
             except OSError as error:
-                raise _lost(error.strerror) from error
+                raise lost(error.strerror) from error
             if got == 0:
-                raise _lost("it was closed")
+                raise lost("it was closed")
             self.moved_nbytes += got
             left = left[got:]
 
@@ -268,10 +270,6 @@ def _room(nbytes: int) -> int:
     return HEADER.size + TAG_NBYTES + (4096 if nbytes <= 4096 else FRAME_NBYTES)
 
 
-def _lost(why: str | None) -> PeerLost:
-    return PeerLost(f"The bulk channel is cut: {why or 'no reason is known'}.", "See `%hpc` and `%hpc log`.")
-
-
 def be_patient(sock: socket.socket) -> None:
     """Send at once; notice a host that has vanished, but not too soon: a network may be cut for a while."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -292,10 +290,17 @@ def connect(host: str, port: int, invitation: Invitation, session: str) -> Chann
     ------
     PeerLost
         Nobody answers there, or not as one who knows the keys.
+    ChannelError
+        This process can open no connection.
     """
     try:
-        sock = socket.create_connection((host, port), timeout=CONNECT_S)
+        sock = _dialled(host, port)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ChannelError(
+                f"This process is out of file descriptors: {error.strerror}.",
+                "Close some, or restart it; `ulimit -n` where it is started sets the limit.",
+            ) from error
         raise PeerLost(
             f"The bulk port {host}:{port} of a rank cannot be reached: {error.strerror or error}.",
             "Is a firewall between this host and the nodes? Your site must let you connect to your own ports there.",
@@ -309,6 +314,17 @@ def connect(host: str, port: int, invitation: Invitation, session: str) -> Chann
     return channel
 
 
+def _dialled(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.settimeout(CONNECT_S)
+        sock.connect((host, port))
+    except BaseException:  # Ctrl-C too: socket.create_connection would leave it open then
+        sock.close()
+        raise
+    return sock
+
+
 def _greet(channel: Channel) -> Moving:
     yield from channel.send_sealed(memoryview(MAGIC + bytes.fromhex(channel.name)))
     yield from channel.send(Kind.HELLO, 0)
@@ -319,66 +335,3 @@ def welcome(channel: Channel) -> Moving:
     """Answer a connection as the rank that was told of it; what names the channel has been read."""
     yield from channel.receive(Kind.HELLO, 0)
     yield from channel.send(Kind.HELLO, 0)
-
-
-def run_one(channel: Channel, moving: Moving, timeout_s: float | None = None) -> None:
-    """Move one connection to its end in this thread.
-
-    Raises
-    ------
-    PeerLost
-        It was not done in time.
-    """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    waits_for = {READ: select.POLLIN, WRITE: select.POLLOUT}
-    for wanted in moving:
-        if wanted == GO_ON:
-            continue
-        poll = select.poll()
-        poll.register(channel.sock, waits_for[wanted])
-        left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not poll.poll(None if left_s is None else left_s * 1000):
-            raise _lost(f"no answer within {timeout_s:g} s")
-
-
-def run_all(
-    channels: Mapping[int, Channel], moving: Mapping[int, Moving], tick: Callable[[], None], tick_s: float = 0.1
-) -> dict[int, HpcMagicError]:
-    """Move many connections to their ends in this thread; give what went wrong, by rank, as soon as anything has.
-
-    Parameters
-    ----------
-    tick
-        Called every `tick_s` seconds; what it raises comes through, and so does Ctrl-C.
-    """
-    failed: dict[int, HpcMagicError] = {}
-    ready, tick_at_s = list(moving), time.monotonic() + tick_s
-    with selectors.DefaultSelector() as waiting:
-        while True:
-            again: list[int] = []
-            for rank in ready:
-                wanted = _move_on(moving[rank], rank, failed)
-                if wanted == GO_ON:
-                    again.append(rank)
-                elif wanted is not None:
-                    waiting.register(channels[rank].sock, wanted, rank)
-            if failed or not (again or waiting.get_map()):
-                return failed
-            for key, _ in waiting.select(0 if again else max(0.0, tick_at_s - time.monotonic())):
-                waiting.unregister(key.fileobj)
-                again.append(key.data)
-            ready = again
-            if time.monotonic() >= tick_at_s:
-                tick_at_s = time.monotonic() + tick_s
-                tick()
-
-
-def _move_on(moving: Moving, rank: int, failed: dict[int, HpcMagicError]) -> int | None:
-    """Go on until it waits; None when it is over."""
-    try:
-        return next(moving)
-    except StopIteration:
-        return None
-    except HpcMagicError as error:
-        failed[rank] = error
-        return None

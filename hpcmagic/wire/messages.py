@@ -25,6 +25,7 @@ OUTPUT = "hpcmagic_output"
 INTERRUPT = "hpcmagic_interrupt"
 WHERE = "hpcmagic_where"
 JOIN = "hpcmagic_join"  # a connection to a rank's bulk port will come
+STEER = "hpcmagic_steer"  # is a simulation alive here? connections to its desk will come
 RESTART = "hpcmagic_restart"  # these the keeper answers
 DUMP = "hpcmagic_dump"
 ABANDON = "hpcmagic_abandon"  # a cell whose ranks wait for ever: it does not keep the session any more
@@ -270,7 +271,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Call a function with each of some items; the function comes with the first request only."""
+    """Call a function with each of some items; it comes with a rank's first request, or when the rank lacks it."""
 
     key: int
     function: Pickled | None
@@ -353,6 +354,7 @@ class Reply:
     described: str = ""  # of a value that stays on its rank: type, shape, size
     offered: dict[str, Offered] = field(default_factory=dict)
     seen: Contents | None = None  # of a file
+    lacks_function: bool = False  # of an `Apply`, which is to be sent again with it
     raised: Raised | None = None
     elapsed_s: float = 0.0
 

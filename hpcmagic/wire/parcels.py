@@ -5,6 +5,7 @@
 
 A plain NumPy array is one part: its bytes in the order in which it lies, taken from where it is and received where
 it shall be. Any other value is pickled with protocol 5: the pickle is the first part, each large buffer another.
+Of an Arrow table or array that is one buffer, Arrow's stream, made of pieces of memory that is not copied.
 NumPy itself is only needed where an array travels.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import mmap
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hpcmagic.wire.messages import FRAME_NBYTES, ArrayHead, Parcel, Pickled
@@ -36,7 +37,9 @@ def order_of(array: Any) -> str:
 
 
 def packed(value: Any, order: str = "") -> tuple[Parcel, list[Any]]:
-    """Give a value's parcel and its parts; none of an array's bytes is copied.
+    """Give a value's parcel and its parts; of arrays and Arrow's tables no bytes are copied.
+
+    A part is a view of memory, an array, or a list of views.
 
     Raises
     ------
@@ -48,7 +51,11 @@ def packed(value: Any, order: str = "") -> tuple[Parcel, list[Any]]:
         return Parcel((value.nbytes,), ArrayHead(value.shape, pickle.dumps(value.dtype), order)), [
             value.T if order == "F" else value
         ]
-    pickled = Pickled.of(_compact(value), SMALL_BUFFER_NBYTES)
+    if kind := _arrow_kind(value):
+        body = Pickled.of(_ArrowStream([], kind), -1).body  # its one buffer, though empty here, is another part
+        stream = _stream_of(value, kind)
+        return Parcel((len(body), sum(piece.nbytes for piece in stream))), [memoryview(body), stream]
+    pickled = Pickled.of(value, SMALL_BUFFER_NBYTES)
     parts = [memoryview(pickled.body), *(memoryview(b).cast("B") for b in pickled.buffers)]
     return Parcel(tuple(part.nbytes for part in parts)), parts
 
@@ -63,7 +70,9 @@ def pickled_small(value: Any, order: str = "") -> Pickled:
     """
     if is_plain_array(value):
         return Pickled.of(_SmallArray(value, order or order_of(value)))
-    return Pickled.of(_compact(value))
+    if kind := _arrow_kind(value):
+        return Pickled.of(_ArrowStream(_stream_of(value, kind), kind))
+    return Pickled.of(value)
 
 
 class _SmallArray:
@@ -87,33 +96,51 @@ def _array(shape: tuple[int, ...], dtype: Any, order: str, buffer: Any) -> Any:
     return np.ndarray(shape, dtype, own, order="F" if order == "F" else "C")
 
 
-def _compact(value: Any) -> Any:
-    """Give what stands for a value in its pickle: of a slice of an Arrow table or array, the slice alone."""
+def _arrow_kind(value: Any) -> str:
+    """Give which of Arrow's tables and arrays a value is; "" if none."""
     if type(value).__module__.partition(".")[0] != "pyarrow":
-        return value
+        return ""
     kinds = (base.__name__ for base in type(value).__mro__)
     kind = next((kind for kind in kinds if kind in (*ARROW, "ExtensionArray")), "")
-    return _ArrowStream(value, kind) if kind in ARROW else value
+    return kind if kind in ARROW else ""
+
+
+def _stream_of(value: Any, kind: str) -> list[memoryview]:
+    """Give a table, or an array as a table's only column, in Arrow's streaming format, piece by piece.
+
+    Pickled itself, a slice takes along all that it was cut from. Here it is the slice alone: its pieces lie where
+    the table's buffers do.
+    """
+    import pyarrow as pa
+
+    pieces: list[memoryview] = []
+    try:
+        table = value if "Array" not in kind else pa.table([value], [""])
+        with pa.ipc.new_stream(_Pieces(pieces), table.schema) as stream:
+            stream.write(table)
+    except Exception as error:  # as of a pickle: Arrow has no way to write some types
+        raise pickle.PicklingError(str(error)) from error
+    return pieces
+
+
+class _Pieces:
+    """A file, as far as Arrow asks for one, that keeps what is written to it, and where it lies."""
+
+    closed = False
+
+    def __init__(self, pieces: list[memoryview]) -> None:
+        self.write = lambda piece: pieces.append(memoryview(piece).cast("B"))
 
 
 class _ArrowStream:
-    """An Arrow table, or an array as a table's only column, in Arrow's streaming format; it unpickles as what it was.
+    """Arrow's stream, which unpickles as the table or array that it holds."""
 
-    Pickled itself, a slice takes along all that it was cut from.
-    """
-
-    def __init__(self, value: Any, kind: str) -> None:
-        self.value = value
+    def __init__(self, pieces: list[memoryview], kind: str) -> None:
+        self.pieces = pieces
         self.kind = kind
 
     def __reduce__(self) -> Any:
-        import pyarrow as pa
-
-        table = self.value if "Array" not in self.kind else pa.table([self.value], [""])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write(table)
-        return _read_arrow, (pickle.PickleBuffer(sink.getvalue()), self.kind)
+        return _read_arrow, (pickle.PickleBuffer(b"".join(self.pieces)), self.kind)
 
 
 def _read_arrow(buffer: Any, kind: str) -> Any:
@@ -140,10 +167,12 @@ def blocks(parts: Sequence[Any]) -> Iterator[memoryview]:
     for part in parts:
         if isinstance(part, memoryview):
             yield from _cut(part)
+        elif isinstance(part, list):
+            yield from _staged_out(part)
         elif part.flags.c_contiguous:
             yield from _cut(_bytes_of(part))
         else:
-            yield from _staged_out(part)
+            yield from _staged_out(map(_contiguous, _sections(part)))
 
 
 def landing(array: Any, order: str) -> Iterator[memoryview]:
@@ -211,6 +240,12 @@ def _bytes_of(array: Any) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8)) if array.nbytes else memoryview(b"")
 
 
+def _contiguous(array: Any) -> memoryview:
+    import numpy as np
+
+    return _bytes_of(np.ascontiguousarray(array))
+
+
 def _sections(array: Any) -> Iterator[Any]:
     """Cut an array along its first axes into sections of at most `STAGE_NBYTES`, in C order."""
     if array.nbytes <= STAGE_NBYTES or array.ndim == 0:
@@ -225,13 +260,11 @@ def _sections(array: Any) -> Iterator[Any]:
             yield section
 
 
-def _staged_out(array: Any) -> Iterator[memoryview]:
-    """Copy an array together, section after section, and give blocks of it."""
-    import numpy as np
-
+def _staged_out(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Copy pieces together, and give blocks of them."""
     block, filled = memoryview(bytearray(FRAME_NBYTES)), 0
-    for section in _sections(array):
-        flat = _bytes_of(np.ascontiguousarray(section))
+    for piece in pieces:
+        flat = piece
         while flat:
             taken = flat[: FRAME_NBYTES - filled]
             block[filled : filled + len(taken)] = taken

@@ -12,7 +12,7 @@ from jupyter_core.utils import ensure_event_loop
 from leftovers import Descriptors, Processes, SharedMemory, TemporaryFiles, Threads, nothing_left
 
 import hpcmagic
-from hpcmagic.notebook import output
+from hpcmagic.notebook import output, streaming
 from hpcmagic.notebook.found import all_found, stop_found
 from hpcmagic.profiles import resolve
 
@@ -112,6 +112,12 @@ def kernel():
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    """Let lines wait for those of other ranks until the cell's end: what is alike is folded on a busy machine too."""
+    monkeypatch.setattr(streaming, "HOLD_S", 600.0)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_one_world(session):
     assert session.run("comm.allreduce(rank) if comm else 'none'").same() == (expected or "none")
 
 
-def test_output_folded(session, capsys):
+def test_output_folded(session, capsys, unhurried):
     """What ranks print comes in rank order, equal lines once; displays carry their rank."""
     session.run("print('mine', rank)\nprint('same')")
     assert capsys.readouterr().out == "[0] mine 0\n[1] mine 1\n[2] mine 2\n[3] mine 3\n[0-3] same\n"
@@ -56,7 +56,7 @@ def test_output_folded(session, capsys):
     assert capsys.readouterr().out == "[2]\nshown\n"
 
 
-def test_output_of_c_code(session, capfd):
+def test_output_of_c_code(session, capfd, unhurried):
     """What C code and subprocesses print appears in the cell too."""
     session.run("import ctypes, os; ctypes.CDLL(None).puts(b'from C'); os.system('echo from a shell');")
     out = capfd.readouterr().out
@@ -126,7 +126,7 @@ def test_await(session):
     assert list(session.run("rank")) == [0, 1, 2, 3]
 
 
-def test_ipython_syntax(session, capsys):
+def test_ipython_syntax(session, capsys, unhurried):
     """IPython's magics and shell escapes work on the ranks."""
     session.run("%env HPCMAGIC_SEEN=yes")
     session.run("!echo $HPCMAGIC_SEEN")

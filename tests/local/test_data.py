@@ -19,6 +19,7 @@ from faults import in_thread
 from two_lines import two_lines
 
 import hpcmagic
+from hpcmagic.engine.transfers import FUNCTIONS_KEPT
 from hpcmagic.notebook import data, progress
 from hpcmagic.notebook import session as sessions
 from hpcmagic.wire import crypto, parcels, shared
@@ -793,6 +794,14 @@ def test_map(ranks):
 
 
 @ONE_PATH
+def test_maps_at_once(ranks):
+    """Of more maps at the same time than ranks keep functions for none takes another's, and none is refused."""
+    others = [in_thread(lambda n=n: ranks.map(lambda x: n * x, range(96))) for n in range(FUNCTIONS_KEPT + 3)]
+    for n, other in enumerate(others):
+        assert other() == [n * x for x in range(96)]
+
+
+@ONE_PATH
 def test_map_raises(ranks):
     """What the function raises names the item, and the parts that had not begun are never begun."""
     ranks.run("import builtins; builtins.done = []")
@@ -904,14 +913,21 @@ def test_relative_file(ranks, tmp_path, monkeypatch):
 
 
 @ONE_PATH
-def test_one_name_a_file(ranks, tmp_path):
-    """Several names do not go into one file, and no file holds what is neither array nor table: two lines say so."""
+def test_one_name_a_file(ranks, tmp_path, monkeypatch):
+    """Several names do not go into one file, and no rank is asked for a file of an unknown kind: two lines say so."""
     ranks.push(a=[1], b=[2])
     with pytest.raises(hpcmagic.DataError, match="can hold one variable, not 2") as error:
         ranks.gather("a", "b", to=str(tmp_path / "x.npy"))
     two_lines(error)
-    with pytest.raises(hpcmagic.RankError, match="is no file whose rows ranks read or write"):
-        ranks.gather("a", to=str(tmp_path / "x.txt"))
+    monkeypatch.setattr(ranks, "send_to", None)
+    unknown = hpcmagic.File(str(tmp_path / "x.xyz"))
+    known = hpcmagic.File(str(tmp_path / "x.npy"))
+    for move in (lambda: ranks.gather("a", to=unknown), lambda: ranks.scatter(b=[1], a=known, c=unknown)):
+        with pytest.raises(
+            hpcmagic.DataError, match=r"`.*/x\.xyz` is no file whose rows ranks read or write"
+        ) as error:
+            move()
+        assert ".npy, .zarr, .parquet" in two_lines(error).mend
     assert list(tmp_path.iterdir()) == []
 
 
@@ -975,6 +991,14 @@ SAID = {
     "%scatter x[0]": ("`x[0]` is not defined here",),
     "%scatter x --axis 3": ("`x` has no axis 3 to cut along",),
     "%scatter x --from nowhere.npy": ("nowhere.npy` is not there",),
+    "%scatter x --from file.xyz": (
+        "file.xyz` is no file whose rows ranks read or write",
+        "→ Name one that ends in .npy",
+    ),
+    "%gather x --to file.xyz": (
+        "file.xyz` is no file whose rows ranks read or write",
+        "→ Name one that ends in .npy",
+    ),
     "%%remote --scatter nowhere\nran = True": ("`nowhere` is not defined here",),
     "%%remote -a --gather x\nran = True": ("`-a` and `--gather` do not go together",),
     "%scatter -h": ("--axis K", "--from FILE[:/path]"),

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import selectors
 import socket
 import threading
@@ -15,25 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from two_lines import two_lines
 
-from hpcmagic.errors import HpcMagicError, PeerLost, Tampered
+from hpcmagic.errors import ChannelError, HpcMagicError, PeerLost, Tampered
 from hpcmagic.wire import bulk
-from hpcmagic.wire.bulk import (
-    GO_ON,
-    HEADER,
-    HELLO_NBYTES,
-    MAGIC,
-    READ,
-    TURN,
-    Channel,
-    Invitation,
-    Kind,
-    connect,
-    run_all,
-    run_one,
-    welcome,
-)
+from hpcmagic.wire.bulk import HEADER, HELLO_NBYTES, MAGIC, TURN, Channel, Invitation, Kind, connect, welcome
 from hpcmagic.wire.crypto import TAG_NBYTES
 from hpcmagic.wire.messages import FRAME_NBYTES, Parcel
+from hpcmagic.wire.moving import GO_ON, READ, run_all, run_one
 from hpcmagic.wire.parcels import Room, blocks, packed
 
 SESSION = "a keeper's public key, in Z85"
@@ -498,14 +486,15 @@ def test_memory_is_bounded(opened):
     assert channels[0].moved_nbytes < array.nbytes * 1.0002
 
 
-def test_many_at_once(opened):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_at_once(opened, threads):
     """Many values of unlike sizes move at once in one thread, and each arrives where it belongs."""
     rng = np.random.default_rng(1)
     arrays = [rng.random(int(size)) for size in rng.integers(0, 100_000, 40)]
     parcels = [packed(array) for array in arrays]
     rooms = [Room(parcel) for parcel, _ in parcels]
     channels = opened(len(arrays))
-    assert run_all(channels, moving_parts(channels, parcels, rooms), nothing) == {}
+    assert run_all(channels, moving_parts(channels, parcels, rooms), nothing, threads=threads) == {}
     for array, room in zip(arrays, rooms, strict=True):
         np.testing.assert_array_equal(room.value(), array)
 
@@ -522,7 +511,8 @@ def test_all_have_their_turn(opened):
     assert len(turns) >= count // TURN
 
 
-def test_tick(opened):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tick(opened, threads):
     """The caller hears how it goes while bytes flow, and while nothing comes; what it raises ends all."""
     channels = opened(2)
     heard = []
@@ -539,11 +529,12 @@ def test_tick(opened):
     for waits in (channels[1].receive(Kind.READY, 1), endless()):
         heard.clear()
         with pytest.raises(KeyboardInterrupt):
-            run_all(channels, {1: waits}, tick, tick_s=0.001)
+            run_all(channels, {1: waits}, tick, tick_s=0.001, threads=threads)
         assert len(heard) == 3
 
 
-def test_failed_rank_is_named(opened):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_failed_rank_is_named(opened, threads):
     """Who was lost or tampered with is told by number, as soon as it is; the others do not wait for their ends."""
     channels = opened(4)
     for number in (0, 4):
@@ -555,7 +546,7 @@ def test_failed_rank_is_named(opened):
         yield from channel.receive(Kind.READY, 1)
         yield from channel.receive(Kind.DONE, 1)
 
-    failed = run_all(channels, {number: hear(channels[number]) for number in (1, 3, 5, 7)}, nothing)
+    failed = run_all(channels, {number: hear(channels[number]) for number in (1, 3, 5, 7)}, nothing, threads=threads)
     assert {number: type(error) for number, error in failed.items()} == {5: Tampered, 7: PeerLost}
     for error in failed.values():
         two_lines(SimpleNamespace(value=error))
@@ -593,16 +584,18 @@ def test_nobody_waits_at_the_end(monkeypatch):
         channel.close()
 
 
-def test_errors_of_others_fly(opened):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_errors_of_others_fly(opened, threads):
     """What is no fault of the wire is not taken for one: a source of blocks that raises, say."""
-    channels = opened(1)
+    channels = opened(2)
 
     def broken():
         yield b"first"
         raise MemoryError
 
+    waits = channels[2].receive(Kind.READY, 2)
     with pytest.raises(MemoryError):
-        run_all(channels, {0: channels[0].send_blocks(1, broken(), 2)}, nothing)
+        run_all(channels, {0: channels[0].send_blocks(1, broken(), 2), 2: waits}, nothing, threads=threads)
 
 
 def test_one_that_takes_too_long(opened):
@@ -660,13 +653,13 @@ class Rank:
     def __init__(self, monkeypatch, answers):
         self.made = socket.socketpair()
         self.asked = []
-        monkeypatch.setattr(bulk.socket, "create_connection", self.connected)
+        monkeypatch.setattr(bulk, "_dialled", self.connected)
         self.thread = threading.Thread(target=answers, args=(self.made[1],))
         self.thread.start()
 
-    def connected(self, address, timeout):
+    def connected(self, host, port):
         """Instead of a connection over TCP give one end."""
-        self.asked.append((address, timeout))
+        self.asked.append((host, port))
         return self.made[0]
 
     def end(self):
@@ -692,7 +685,7 @@ def test_greeting(monkeypatch, invitation):
     run_one(channel, channel.send(Kind.DATA, 1, 0, 1, b"hello"))
     rank.end()
     channel.close()
-    assert rank.asked[0][0] == ("n1", 4711)
+    assert rank.asked == [("n1", 4711)]
     assert heads == [b"hpcmb\0\0\1" + bytes.fromhex(invitation.channel), 2 * (HEADER.size + TAG_NBYTES)]
     assert HELLO_NBYTES == 64
     assert got == b"hello"
@@ -720,18 +713,35 @@ def test_greeting_fails(monkeypatch, invitation, answer, error):
     assert rank.made[0].fileno() == -1
 
 
-@pytest.mark.parametrize("why", [OSError(errno.EHOSTUNREACH, "No route to host"), TimeoutError("timed out")])
-def test_nobody_there(monkeypatch, invitation, why):
-    """A port that cannot be reached is said with its address and the reason."""
+def refused(monkeypatch, invitation, why):
+    """The error of a connection that cannot be made."""
 
     def refuse(*_args, **_kwargs):
         raise why
 
-    monkeypatch.setattr(bulk.socket, "create_connection", refuse)
-    with pytest.raises(PeerLost) as error:
+    monkeypatch.setattr(bulk, "_dialled", refuse)
+    with pytest.raises(ChannelError) as error:
         connect("n1", 4711, invitation, SESSION)
-    assert "n1:4711" in two_lines(error).message
-    assert (why.strerror or str(why)) in error.value.message
+    return two_lines(error)
+
+
+@pytest.mark.parametrize("why", [OSError(errno.EHOSTUNREACH, "No route to host"), TimeoutError("timed out")])
+def test_nobody_there(monkeypatch, invitation, why):
+    """A port that cannot be reached is said with its address and the reason."""
+    error = refused(monkeypatch, invitation, why)
+    assert isinstance(error, PeerLost)
+    assert "n1:4711" in error.message
+    assert (why.strerror or str(why)) in error.message
+    assert "firewall" in error.mend
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_no_descriptor(monkeypatch, invitation, number):
+    """What this process lacks itself is not put down to the rank, or to a firewall."""
+    error = refused(monkeypatch, invitation, OSError(number, os.strerror(number)))
+    assert not isinstance(error, PeerLost)
+    assert os.strerror(number) in error.message
+    assert "ulimit -n" in error.mend
 
 
 def test_parcel_counts_frames():
@@ -743,3 +753,18 @@ def test_waits_for_what_it_needs(opened):
     """A side that has nothing to read says so, rather than to spin."""
     channels = opened(1)
     assert next(channels[1].receive(Kind.READY, 1)) == READ
+
+
+def test_interrupted_while_connecting(monkeypatch):
+    """Ctrl-C while nobody answers leaves no socket open."""
+    made = []
+
+    class Interrupted(socket.socket):
+        def connect(self, _address):
+            made.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk.socket, "socket", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bulk._dialled("127.0.0.1", 4711)
+    assert [sock.fileno() for sock in made] == [-1]

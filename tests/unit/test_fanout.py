@@ -12,9 +12,10 @@ from hpcmagic.engine import fanout
 from hpcmagic.engine.fanout import BUNDLE, DEPTH, Fanout
 from hpcmagic.engine.transfers import Transfers
 from hpcmagic.errors import HpcMagicError, PeerLost, Tampered
-from hpcmagic.wire.bulk import HEADER, TO_ALL, Channel, Invitation, Kind, bound_to, run_all, run_one
+from hpcmagic.wire.bulk import HEADER, TO_ALL, Channel, Invitation, Kind, bound_to
 from hpcmagic.wire.crypto import TAG_NBYTES, Sealer, make_frame_key
 from hpcmagic.wire.messages import Spread, Take
+from hpcmagic.wire.moving import run_all, run_one
 from hpcmagic.wire.parcels import blocks, packed
 
 SESSION = "a keeper's public key, in Z85"

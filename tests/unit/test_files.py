@@ -188,6 +188,18 @@ def test_unknown_kind(tmp_path, monkeypatch, name):
     two_lines(error)
 
 
+@pytest.mark.parametrize("name", ["x.csv", "big.h5:rho", "sub/x.npz", "here", "."])
+def test_refused_in_the_notebook(tmp_path, name):
+    """The notebook refuses what has the name of another kind, or is one; what it does not see it leaves to the ranks."""
+    (tmp_path / "here").mkdir()
+    with pytest.raises(DataError, match="is no file whose rows") as error:
+        File(name).require_known(str(tmp_path))
+    two_lines(error)
+    (tmp_path / "here/part-0.parquet").touch()
+    for known in ("x.npy", "big.h5:/rho", "here", "there"):
+        File(known).require_known(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
 def test_nothing_within(name):
     """A file that is one array or one table has nothing within."""

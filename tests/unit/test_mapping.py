@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from two_lines import two_lines
 
 from hpcmagic.engine.tracebacks import raised_by
-from hpcmagic.engine.transfers import Transfers
+from hpcmagic.engine.transfers import FUNCTIONS_KEPT, Transfers
 from hpcmagic.errors import CellError, DataError, RankError, SessionEnded
 from hpcmagic.notebook import mapping, output
 from hpcmagic.notebook.mapping import AHEAD, PARTS_A_RANK, Mapped
-from hpcmagic.wire.messages import Output, Pickled, Reply, from_frames, to_frames
+from hpcmagic.wire.messages import Apply, Output, Pickled, Reply, from_frames, to_frames
 from hpcmagic.wire.pending import Pending
 
 
@@ -53,6 +53,8 @@ class Ranks:
 
     def reply(self, rank, message):
         """What a rank answers."""
+        if self.transfers[rank].lacks(message):
+            return Reply(rank, lacks_function=True)
         outputs = (Output("stdout", f"rank {rank} at {message.first}\n"),) if self.prints else ()
         try:
             value = Pickled.of(self.transfers[rank].apply(message))
@@ -214,6 +216,25 @@ def test_two_maps():
     assert mapped(squared, range(9), ranks, key=1) == [number**2 for number in range(9)]
     assert mapped(lambda number: -number, range(9), ranks, key=2) == [-number for number in range(9)]
     assert {message.key for _, message in ranks.asked} == {1, 2}
+
+
+@pytest.mark.parametrize("others", [1, FUNCTIONS_KEPT - 1, FUNCTIONS_KEPT, 3 * FUNCTIONS_KEPT])
+def test_many_maps_at_once(others):
+    """A function that a rank has let go of, since other maps needed the room, goes to it again; no item is done twice."""
+    ranks, keys, done = Ranks(2), iter(range(100, 10_000)), []
+
+    def other_maps():
+        for transfers in ranks.transfers:
+            for _ in range(others):
+                transfers.apply(Apply(next(keys), Pickled.of(abs), Pickled.of([-1]), 0))
+
+    ranks.at_look = other_maps
+    reply = ranks.reply
+    ranks.reply = lambda rank, message: done.append((message.first, reply(rank, message))) or done[-1][1]
+    assert mapped(squared, range(80), ranks) == [number * number for number in range(80)]
+    assert sorted(first for first, one in done if not one.lacks_function) == list(range(0, 80, 10))
+    assert any(one.lacks_function for _, one in done) == (others >= FUNCTIONS_KEPT)
+    assert all(len(transfers._functions) <= FUNCTIONS_KEPT for transfers in ranks.transfers)
 
 
 def test_few_requests_at_a_time():

@@ -453,6 +453,29 @@ def test_slices_of_arrays(name, rows):
         assert again.equals(cut)
 
 
+def test_arrow_is_not_copied():
+    """What of an Arrow table is large travels from where it lies."""
+    table = pa.table({"n": range(100_000), "text": [str(number) for number in range(100_000)]})
+    _, (body, stream) = packed(table.slice(10_000, 80_000))
+    lies = [(b.address, b.address + b.size) for c in table.columns for b in c.chunk(0).buffers() if b is not None]
+    begins = [np.frombuffer(piece, "u1").ctypes.data for piece in stream if len(piece) > 330_000]
+    assert len(begins) == 2, "numbers and text; of the text's offsets Arrow makes others"
+    assert all(any(low <= begin < high for low, high in lies) for begin in begins)
+    assert sum(len(piece) for piece in stream if len(piece) < 300_000) + len(body) < 5000
+
+
+def test_arrow_that_cannot_be_written(monkeypatch):
+    """What Arrow's streaming format has no room for cannot be pickled."""
+
+    def refuse(*_):
+        raise pa.ArrowNotImplementedError("no such type in a stream")
+
+    monkeypatch.setattr(pa.ipc, "new_stream", refuse)
+    for pack in (packed, pickled_small):
+        with pytest.raises(pickle.PicklingError, match="no such type in a stream"):
+            pack(TABLE)
+
+
 def test_no_chunks():
     """A chunked array without any chunk arrives as such, and so do arrays and batches without rows or columns."""
     for empty in (

@@ -17,7 +17,8 @@ from hpcmagic.engine.port import COMES_S, INVITATIONS, PROVE_S, STRANGERS, BulkP
 from hpcmagic.errors import PeerLost, Tampered
 from hpcmagic.rendezvous import Request
 from hpcmagic.wire import bulk, shared
-from hpcmagic.wire.bulk import HELLO_NBYTES, MAGIC, Channel, Invitation, Kind, connect, run_one
+from hpcmagic.wire.bulk import HELLO_NBYTES, MAGIC, Channel, Invitation, Kind, connect
+from hpcmagic.wire.moving import run_one
 from hpcmagic.wire.shared import Shared
 
 SESSION = "a keeper's public key, in Z85"
@@ -331,15 +332,17 @@ def test_announced_too_often(port, knock, join):
 
 
 def test_no_port(port, monkeypatch):
-    """A rank that cannot listen says why; the next announcement tries again."""
+    """A rank that cannot listen, or could take no connection, says why; the next announcement tries again."""
 
     def refuse(*_args, **_kwargs):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(port_module.socket, "create_server", refuse)
-        with pytest.raises(OSError, match="Too many"):
-            port.invite(Invitation.fresh())
+    for module, lacking in ((port_module.socket, "create_server"), (port_module.os, "dup")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, lacking, refuse)
+            with pytest.raises(OSError, match="Too many"):
+                port.invite(Invitation.fresh())
+        assert port._invited == {}
     assert port.invite(Invitation.fresh())[0] == "127.0.0.1"
 
 

@@ -12,9 +12,10 @@ from two_lines import two_lines
 
 from hpcmagic.errors import ChannelError, Tampered
 from hpcmagic.wire import bulk, crypto
-from hpcmagic.wire.bulk import FROM_RANK, HEADER, TO_ALL, TO_RANK, Channel, Invitation, Kind, bound_to, run_all
+from hpcmagic.wire.bulk import FROM_RANK, HEADER, TO_ALL, TO_RANK, Channel, Invitation, Kind, bound_to
 from hpcmagic.wire.crypto import BLOCK_NBYTES, KEY_NBYTES, TAG_NBYTES, Opener, Sealer, make_frame_key
 from hpcmagic.wire.messages import Link, Spread, Take
+from hpcmagic.wire.moving import run_all
 
 SESSION = "a keeper's public key, in Z85"
 KEY = bytes(range(KEY_NBYTES))

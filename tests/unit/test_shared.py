@@ -20,9 +20,10 @@ from hpcmagic.notebook import channels as notebook_channels
 from hpcmagic.notebook.channels import Channels
 from hpcmagic.rendezvous import KeeperState
 from hpcmagic.wire import shared
-from hpcmagic.wire.bulk import HEADER, Channel, Invitation, Kind, run_all
+from hpcmagic.wire.bulk import HEADER, Channel, Invitation, Kind
 from hpcmagic.wire.crypto import TAG_NBYTES
 from hpcmagic.wire.messages import FRAME_NBYTES
+from hpcmagic.wire.moving import run_all
 from hpcmagic.wire.shared import SHARED_NBYTES, SLOTS, Shared, remove_forgotten
 
 SESSION = "a keeper's public key, in Z85"
