@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 
 
 def adopt_orphans() -> None:
@@ -18,3 +19,10 @@ def end_orphans() -> None:
     for orphan in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
+
+
+def reap_orphans() -> None:
+    """Let go of adopted children that have ended; only where no child's exit status is of interest any more."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

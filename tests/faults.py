@@ -100,6 +100,14 @@ def everyone(session):
     return [keeper, *keeper.children(recursive=True)]
 
 
+def held_without_ranks(session, processes):
+    """Whether of a session's processes only the keeper is left, which holds the job."""
+    keeper = keeper_of(session)
+    assert session.keeper_state().phase == "fallen"
+    assert all_gone([p for p in processes if p != keeper])
+    return keeper.is_running() and bool(eventually(lambda: not keeper.children()))
+
+
 def all_gone(processes, seconds=SOON_S):
     """Whether all end in time."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)

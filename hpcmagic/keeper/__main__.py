@@ -2,9 +2,10 @@
 
 1  read the request; start the ranks at once: they load while the controller opens its ports
 2  wait until all are registered; a way that gives a wrong MPI world is given up for the next
-3  ready: hold the session until the ranks are gone, SIGTERM comes, or nobody has come for it;
+3  ready: hold the session until SIGTERM comes, or nobody has come for it;
    when a notebook asks, end the ranks and start others in the same job
-4  write the cause into state.json, end the ranks, remove the keys
+4  fallen: the ranks have ended by themselves; hold the job a while longer, for a notebook that asks
+5  write the cause into state.json, end the ranks, remove the keys
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcmagic.descendants import adopt_orphans, end_orphans
+from hpcmagic.descendants import adopt_orphans, end_orphans, reap_orphans
 from hpcmagic.errors import HpcMagicError, LaunchError
-from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, starters
-from hpcmagic.keeper.watch import Watch
+from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, job_runs_on, starters
+from hpcmagic.keeper.watch import Hold, Watch
 from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.addresses import listen_address
 from hpcmagic.wire.history import read_last_words
@@ -121,8 +122,8 @@ class Keeper:
         """Start other ranks in the same job, in the way that worked."""
         self.restart_asked = False
         self.controller.forget_ranks("the ranks were restarted")
-        self.tell(phase="starting", ranks=(), stuck={}, restarts=self.state.restarts + 1)
-        self.ranks.end()
+        self.tell(phase="starting", ranks=(), stuck={}, restarts=self.state.restarts + 1, cause="", held_until=0.0)
+        self.ranks.end(job_goes_on=True)
         end_orphans()
         self.ways, self.failed = [self.ranks.starter] * (1 + RETRIES), []
         self.start_ranks()
@@ -143,12 +144,14 @@ class Keeper:
         return "its directory was removed" if self.missed > MISSED_LOOKS else ""
 
     def _look(self) -> str:
+        if self.state.phase == "fallen":
+            return self._look_fallen()
         status = self.ranks.ended()
         if self.state.phase == "starting":
             return self._look_starting(status)
         if status is not None:
             said = first_cause(self.log_text())
-            return f"the ranks ended: {said or self.ranks.who_ended() + status_words(status) + self.first_words()}"
+            return self._fall(said or self.ranks.who_ended() + status_words(status) + self.first_words())
         if self.restart_asked:
             self.restart()
             return ""
@@ -156,6 +159,31 @@ class Keeper:
         return self.watch.decide(
             time.monotonic(), clients=len(self.controller.presence.names), busy=self.controller.busy()
         )
+
+    def _fall(self, how: str) -> str:
+        """Hold the job without its ranks, for a restart; where that cannot be, give the cause of the end."""
+        cause, hold_s = f"the ranks ended: {how}", self.request.hold_s
+        if not hold_s or not job_runs_on(self.request, how) or self.stopping:
+            return cause
+        self.note_last_words()
+        limits = filter(None, (self.request.hold_alone_s, self.request.no_client_limit_s))
+        self.hold = Hold(hold_s, min(limits, default=hold_s), time.monotonic())
+        self.tell(phase="fallen", ranks=(), stuck={}, cause=cause, held_until=time.time() + hold_s)
+        self.controller.forget_ranks(cause)
+        self.controller.heartmonitor_process.slow_down()
+        return ""
+
+    def _look_fallen(self) -> str:
+        if not self.ranks.over:  # only now: notebooks should hear of it first
+            self.ranks.end(job_goes_on=True)
+            end_orphans()
+        reap_orphans()
+        if self.restart_asked:
+            self.restart()
+            return ""
+        self._tell_news()
+        clients = len(self.controller.presence.names)
+        return self.state.cause if self.hold.is_over(time.monotonic(), clients=clients) else ""
 
     def _tell_news(self) -> None:
         """Write down who is connected and what notebooks should warn of, when that has changed."""
@@ -206,6 +234,8 @@ class Keeper:
 
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
+        if self.state.phase == "fallen":
+            cause = self.state.cause
         if hasattr(self, "controller"):
             self.note_last_words()
         with contextlib.suppress(HpcMagicError):  # whoever stopped us may have put the directory aside

@@ -91,6 +91,7 @@ class Ranks:
 
     def __init__(self, starter: Starter, request: Request, log: Any) -> None:
         self.starter = starter
+        self.over = False
         self.under_slurm = request.launcher == "slurm"
         environment = rank_environment(os.environ, request)
         count = request.ntasks if starter.name == "processes" else 1
@@ -119,26 +120,29 @@ class Ranks:
             f"rank {ended[0]} " if self.starter.name == "processes" and ended else f"{self.starter.name.split()[0]}: "
         )
 
-    def end(self) -> None:
-        """End all ranks: first kindly, then not; what a killed mpiexec has left is removed."""
+    def end(self, *, job_goes_on: bool = False) -> None:
+        """End all ranks, once: first kindly, then not; what a killed mpiexec, or srun, has left is removed."""
+        if self.over:
+            return
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if sign == signal.SIGKILL and self.starter.name.startswith("srun"):
                 self._kill_step()  # a killed srun would leave its ranks behind
-            for process in self.processes:
-                if process.poll() is None:
-                    _signal_group(process, sign)
-            for process in self.processes:
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    continue
-            if self.ended_all():
+            if self._ended_by(sign):
                 break
         for process in self.processes:
             remove_remains(process.pid)
+        if job_goes_on:  # with the job SLURM ends them itself
+            self._kill_step()
+        self.over = True
 
-    def ended_all(self) -> bool:
-        """Whether no process is left."""
+    def _ended_by(self, sign: signal.Signals) -> bool:
+        """Send a signal to all that run; whether none is left a while later."""
+        for process in self.processes:
+            if process.poll() is None:
+                _signal_group(process, sign)
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
         return all(process.poll() is not None for process in self.processes)
 
     def dump(self) -> None:
@@ -155,7 +159,9 @@ class Ranks:
                 os.kill(pid, signal.SIGURG)
 
     def _kill_step(self) -> None:
-        job = os.environ.get("SLURM_JOB_ID", "")
+        job = os.environ.get("SLURM_JOB_ID", "") if self.under_slurm else ""
+        if not job:
+            return
         steps = slurm("squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i").split()
         numbered = [step for step in steps if step.rpartition(".")[2].isdigit()]
         if numbered:
@@ -187,6 +193,15 @@ def _engines_below(pids: Iterable[int]) -> list[int]:
     return found
 
 
+def job_runs_on(request: Request, cause: str) -> bool:
+    """Whether our job is there without its ranks: not when SLURM has ended them with it, or a node has failed."""
+    if request.launcher != "slurm":
+        return True
+    job = os.environ.get("SLURM_JOB_ID", "")
+    state = slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
+    return state in ("RUNNING", "") and not re.fullmatch(NODE.format(node=r"\S+"), cause)  # "": no answer
+
+
 def first_cause(said: str) -> str:
     """Find in what srun or mpiexec said which rank ended first, and how; nothing if they do not say."""
     for pattern, words in CAUSES:
@@ -197,11 +212,13 @@ def first_cause(said: str) -> str:
 
 
 RANK = "rank {rank} {how}"
+NODE = "node {node} failed"
 MEMORY = "{node} ran out of the memory that the job asked for (`--mem`)"
 CAUSES = (  # the first that is found; memory before the ranks that SLURM kills for it
     (r"slurmstepd-(?P<node>\S+): error: .*(?:exceeded \S* ?memory limit|oom[-_]kill)", MEMORY),
     (r"srun: error: (?P<node>\S+): tasks? [\d,-]+: Out Of Memory", MEMORY),
-    (r"srun: error: Node failure on (?P<node>\S+)", "node {node} failed"),
+    (r"srun: error: Node failure on (?P<node>\S+)", NODE),
+    (r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>(?!Killed|Terminated)[^\n]+)", RANK),  # not because of it
     (r"srun: error: \S+: tasks? (?P<rank>[\d,-]+): (?P<how>[^\n]+)", RANK),
     (r"process rank (?P<rank>\d+) with PID \d+ on\s+node\s+\S+ (?P<how>exited on signal \d+ \([^)]*\))", RANK),
     (r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+(?P<how>Exit code:\s+\d+)", RANK),

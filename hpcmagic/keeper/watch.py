@@ -1,4 +1,4 @@
-"""Nobody there, ranks gone, asked to stop: when a session ends. Pure decisions; the keeper carries them out."""
+"""Nobody there, ranks gone: when a session ends. Pure decisions; the keeper carries them out."""
 
 from __future__ import annotations
 
@@ -34,3 +34,32 @@ class Watch:
             minutes = self.no_client_limit_s / 60
             return f"no notebook was connected and no cell ran for {minutes:g} min (no_client_limit)"
         return ""
+
+
+@dataclass(slots=True)
+class Hold:
+    """Decides how long a job whose ranks have fallen waits for a restart.
+
+    Parameters
+    ----------
+    hold_s
+        So long at most.
+    alone_s
+        With no notebook connected for so long, no longer.
+    began_s
+        When the ranks fell, on the monotonic clock of `is_over`.
+    """
+
+    hold_s: float
+    alone_s: float
+    began_s: float
+    _seen_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._seen_s = self.began_s
+
+    def is_over(self, now_s: float, *, clients: int) -> bool:
+        """Whether nobody will restart the ranks any more."""
+        if clients:
+            self._seen_s = now_s
+        return now_s - self.began_s >= self.hold_s or now_s - self._seen_s >= self.alone_s

@@ -77,11 +77,16 @@ class Found:
             return JobState("unknown", meaning=f"on {self.elsewhere}")
         return JobState("unknown") if self.job is None else self.launcher.state(self.job.job_id)
 
+    @property
+    def fallen(self) -> KeeperState | None:
+        """The keeper's word where the ranks are gone and the job is held for a restart."""
+        return self.keeper if self.keeper is not None and self.keeper.phase == "fallen" else None
+
     def ended(self) -> str:
         """Give why the session has ended, or nothing while it lives."""
         if self.keeper is not None and self.keeper.phase == "ended":
             return cause_of_end(self.keeper, self.launcher, self.job) or "without a word"
-        seen = self.job_state()
+        self.seen = seen = self.job_state()
         if seen.phase == "ended":
             return seen.meaning or (f"SLURM says {seen.word}" if seen.word != "ENDED" else "its keeper is gone")
         return ""

@@ -50,7 +50,7 @@ def _wait(session: Session, restarts: int | None, former: set[str]) -> None:
             if not begun and now - asked_s > ASK_AGAIN_S:
                 asked_s = now
                 control.ask_keeper(RESTART)
-            session.look(now)
+            session.look(now, fallen=not begun)
             there = len(keeper.ranks) if begun else 0
             waited = output.clock(int(now - began_s))
             line.update(f"Restarting: {there} of {session.size} new ranks connected, {waited}")

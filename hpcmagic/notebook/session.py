@@ -19,8 +19,7 @@ from typing import Any, Literal, Self, overload
 
 from hpcmagic.errors import CellError, HpcMagicError, SessionEnded
 from hpcmagic.launch.base import Launcher
-from hpcmagic.notebook import frontend, output
-from hpcmagic.notebook.causes import cause_of_end, ended_error, job_cause, settled, tail, whole_story
+from hpcmagic.notebook import causes, frontend, output
 from hpcmagic.notebook.cell_list import Cells, OwnCells
 from hpcmagic.notebook.data import Data
 from hpcmagic.notebook.data_verbs import DataVerbs
@@ -29,6 +28,7 @@ from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.restarting import restart, wait_if_restarting
+from hpcmagic.notebook.simulation import Steer
 from hpcmagic.notebook.status import JobSeen, Status, status_of
 from hpcmagic.notebook.stuck import require_not_stuck, stuck_error
 from hpcmagic.notebook.syntax import check_syntax
@@ -76,6 +76,7 @@ class Session(DataVerbs):
         self.seen = JobSeen(launcher, job, ended=bool(ended))
         self._asked_s = float("-inf")
         self.data = Data(self)
+        self.steer = Steer(self, self._own)
 
     def __repr__(self) -> str:
         nodes = len(set(self.keeper_state().nodes)) or self.request.nodes
@@ -193,12 +194,14 @@ class Session(DataVerbs):
     def restart(self) -> None:
         """Start new engine processes in the same job: variables are lost, no second wait in the queue.
 
+        Ranks that have ended by themselves are started anew as well, while their job is held for it.
+
         Raises
         ------
         SessionEnded
             The session is over, or ended because new ranks could not be started.
         """
-        self.require_alive()
+        self.require_alive(fallen=True)
         self._news.expect_restart()
         with self.noted_errors():
             restart(self)
@@ -226,14 +229,13 @@ class Session(DataVerbs):
     def log(self, rank: int | None = None, lines: int = 40) -> str:
         """Give the last lines of the job's log, or of one rank's."""
         path = self.directory.log if rank is None else self.directory.rank_log(self.chosen([rank])[0])
-        return tail(path, lines)
+        return causes.tail(path, lines)
 
     def why(self) -> str:
         """Give the whole of the last error: the full tracebacks of the ranks, or all that is known of the end."""
-        if self.ended:
-            return whole_story(self.name, self.ended, self.directory)
-        if self.last_error is None:
-            return "No error yet."
+        over = causes.story_of(self)
+        if over or self.last_error is None:
+            return over or "No error yet."
         return str(getattr(self.last_error, "full", "") or self.last_error)
 
     def keeper_state(self) -> KeeperState:
@@ -256,8 +258,8 @@ class Session(DataVerbs):
             raise self._ended(self.ended or "it was stopped")
         return self.control
 
-    def require_alive(self) -> None:
-        """Raise if the session has ended.
+    def require_alive(self, *, fallen: bool = False) -> None:
+        """Raise if the session has ended, or its ranks; with `fallen` a job that is held for others will do.
 
         Raises
         ------
@@ -270,14 +272,16 @@ class Session(DataVerbs):
             keeper = self.keeper_state()
         except FileNotFoundError:
             self.launcher.cancel(self.job.job_id)  # if the directory was only removed, the job would run on
-            raise self._ended(self._cause_aside() or "its directory is gone: somebody has removed it") from None
+            raise self._ended(causes.cause_aside(self.directory, self.request, self.launcher, self.job)) from None
         if keeper.phase == "ended":
-            raise self._ended(cause_of_end(keeper, self.launcher, self.job))
+            raise self._ended(causes.cause_of_end(keeper, self.launcher, self.job))
+        if keeper.phase == "fallen" and not fallen:
+            raise self._fallen(keeper)
         self.told = keeper
         own, warned = (self.control.name, self.control.warning) if self.control is not None else ("", "")
         self._news.tell(replace(keeper, warning=warned or keeper.warning), own)
 
-    def look(self, now_s: float) -> None:
+    def look(self, now_s: float, *, fallen: bool = False) -> None:
         """Look, while something is waited for, whether the session lives; ask the batch system now and then.
 
         Raises
@@ -285,7 +289,7 @@ class Session(DataVerbs):
         SessionEnded
             It does not.
         """
-        self.require_alive()
+        self.require_alive(fallen=fallen)
         silent = self.control is not None and self.control.silent_s() > SILENT_S
         pause_s = 0.0 if self.request.launcher == "local" else SILENT_ASK_S if silent else ASK_S
         if now_s >= self._asked_s + pause_s:
@@ -293,8 +297,8 @@ class Session(DataVerbs):
             self.seen.look()
             if self.seen.state.phase == "ended":
                 time.sleep(SAID_S)  # the keeper may still be writing why
-                self.require_alive()
-                raise self._ended(job_cause(settled(self.launcher, self.job)))
+                self.require_alive(fallen=True)
+                raise self._ended(causes.job_cause(causes.settled(self.launcher, self.job)))
 
     def note_error(self, error: HpcMagicError) -> None:
         """Keep an error for `why`."""
@@ -379,15 +383,18 @@ class Session(DataVerbs):
         self.ended = self.ended or cause
         self._let_go()
         self.directory = self.directory.where_it_is(self.request)
-        error = ended_error(self.name, cause, self.request)
+        error = causes.ended_error(self.name, cause, self.request)
         self.note_error(error)
         return error
 
-    def _cause_aside(self) -> str:
-        """Give why the session ended, if another of the user's notebooks has put its directory aside."""
-        aside = self.directory.where_it_is(self.request)
-        keeper = aside.read_record(aside.state, KeeperState) if aside is not self.directory else None
-        return "" if keeper is None else cause_of_end(keeper, self.launcher, self.job) or "it was stopped"
+    def _fallen(self, keeper: KeeperState) -> SessionEnded:
+        """Let go of the ranks that are gone, not of the keeper: it can start others."""
+        self.data.channels.close()
+        self.steer.close()
+        self._own.lose()
+        error = causes.fallen_error(self.name, keeper, self.left_s())
+        self.note_error(error)
+        return error
 
     def _let_go(self) -> None:
         """Close the way to ranks that are gone; whoever waits for them is told."""

@@ -3,6 +3,7 @@
 options ─► profiles.resolve ─► launcher ─► session's directory there?
                                              ├─ no:  make it, keys and request into it, submit
                                              ├─ yes: pick it up; other resources asked → an error
+                                             ├─ fallen: say why; a restart gives it ranks, no second job is bought
                                              └─ ended: say why; start anew only when asked to
           ─► wait (queue: without limit; start: the keeper's limit) ─► connect, verify ─► Session
 """
@@ -23,13 +24,13 @@ from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.causes import ended_error
+from hpcmagic.notebook.causes import ended_error, fallen_error
 from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended
 from hpcmagic.notebook.output import clock, count, quiet
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
-from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
+from hpcmagic.rendezvous import HOLD_ALONE_S, HOLD_S, JobRecord, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
 from hpcmagic.wire.descriptors import require_descriptors
 
@@ -58,6 +59,8 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
         What was asked for cannot be.
     LaunchError
         The batch system refused, or the job did not become a session.
+    SessionEnded
+        The session of that name has ended, and nothing new was asked for; or its ranks have, and its job is held.
     """
     if "HPCMAGIC_KEEPER_PID" in os.environ:
         raise LaunchError(
@@ -80,6 +83,8 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
             raise ended_error(found.request.session, cause, found.request)
         found.directory.put_aside()
         found = None
+    if found is not None and found.fallen:
+        raise fallen_error(found.request.session, found.fallen, found.seen.left_s)
     submitted = found is None
     if found is None:
         if not unasked:
@@ -97,7 +102,8 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
 def attach(session: str, **options: Any) -> Session:
     """Come back to a session by its name: variables, running cells, output so far, finished results are there.
 
-    A session that has ended can be attached to as well: nothing runs there, but its cells can be read.
+    A session that has ended can be attached to as well: nothing runs there, but its cells can be read. One whose
+    ranks have ended can be restarted, too, while its job is held.
 
     Parameters
     ----------
@@ -220,6 +226,8 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
             engine_public=public["engine"],
             resources=resources.asked(),
             notebook=frontend.notebook_identity(),
+            hold_s=HOLD_S,
+            hold_alone_s=HOLD_ALONE_S,
         )
         directory.write_record(directory.request, request)
         job = JobRecord(

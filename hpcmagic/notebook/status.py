@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from hpcmagic.launch.base import JobState, Launcher
-from hpcmagic.notebook.causes import as_seen
+from hpcmagic.notebook.causes import as_seen, held_words
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request
 
 ANSWER_S = 2.0  # how long to wait for the batch system's answer, while a cell's output waits to be shown
@@ -20,9 +20,9 @@ class Status:
     Attributes
     ----------
     state
-        ``pending``, ``starting``, ``ready`` or ``ended``.
+        ``pending``, ``starting``, ``ready``, ``fallen`` or ``ended``.
     reason
-        Why it waits or how it ended, in words.
+        Why it waits, or how it or its ranks ended, in words.
     left_s
         Seconds until the walltime; None where there is none.
     cost
@@ -57,6 +57,8 @@ def status_of(
         phase, cause = "ended", seen.meaning or seen.word
     elif seen.phase == "pending":
         phase, cause = "pending", " – ".join(filter(None, (seen.reason, seen.meaning)))
+    elif keeper is not None and phase == "fallen":
+        cause = held_words(keeper, left_s)
     nodes = tuple(dict.fromkeys(keeper.nodes)) if keeper is not None and phase != "pending" else ()
     if phase == "ended":
         left_s = None

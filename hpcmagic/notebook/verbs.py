@@ -158,6 +158,8 @@ def why(magics: HpcMagics, rest: str) -> None:
     past = find_anywhere(name) or find_ended(name)
     if past is None:
         print("No error yet: this notebook has no session.")
+    elif past.fallen and not past.ended():
+        print(whole_story(name, past.fallen.cause, past.directory, over=False))
     else:
         print(whole_story(name, past.ended() or "it was stopped", past.directory))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobState, Launcher
-from hpcmagic.notebook.causes import tail
+from hpcmagic.notebook.causes import held_words, tail
 from hpcmagic.notebook.found import Found
 from hpcmagic.notebook.output import StatusLine, clock, count, ranks_in_words, time_of_day
 from hpcmagic.notebook.session import Session, stop
@@ -63,6 +63,8 @@ def wait_until_ready(found: Found, *, submitted: bool) -> Session:
 
 def _ready_line(session: Session, how: str) -> str:
     keeper = session.keeper_state()
+    if keeper.phase == "fallen":
+        return f"In session {session.name} {held_words(keeper, session.left_s())}."
     nodes = len(set(keeper.nodes))
     where = "this machine" if session.request.launcher == "local" else count(nodes, "node")
     world = (
@@ -96,7 +98,7 @@ def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
                 f"Session {request.session} was stopped elsewhere while it started.",
                 "Run the cell again to start it anew.",
             ) from None
-        if found.keeper is not None and found.keeper.phase == "ready":
+        if found.keeper is not None and found.keeper.phase in ("ready", "fallen"):
             return
         if found.keeper is not None and found.keeper.phase == "ended":
             raise _not_started(found, found.keeper.cause)

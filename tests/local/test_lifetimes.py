@@ -87,7 +87,7 @@ def test_other_resources(home):
 @pytest.mark.parametrize("mpi", ["auto", "none"])
 @pytest.mark.parametrize("victim", ["keeper", "rank"])
 def test_killed(home, monkeypatch, victim, mpi):
-    """kill -9 of a rank or of the keeper ends the cell with the cause, and nothing stays behind."""
+    """kill -9 of a rank or of the keeper ends the cell with the cause, and no rank stays behind, whatever starts them."""
     monkeypatch.setenv("HPCMAGIC_MPI", mpi)
     session = hpcmagic.start(nodes=2, session="a")
     everyone = processes(session)
@@ -98,6 +98,12 @@ def test_killed(home, monkeypatch, victim, mpi):
     assert time.monotonic() - begun < 15
     expected = "its keeper is gone (killed by SIGKILL)" if victim == "keeper" else "the ranks ended"
     assert expected in caught.value.message
+    if victim == "rank":
+        assert all_gone(everyone[1:])
+        session.restart()
+        assert list(session.run("rank")) == [0, 1]
+        session.stop()
+        return
     assert "%%remote --nodes 2" in caught.value.mend
     assert all_gone(everyone)
     with pytest.raises(hpcmagic.SessionEnded, match="Its variables are gone"):
@@ -163,12 +169,15 @@ def test_stuck_ranks_keep_no_session(home):
 
 
 def test_ranks_end_by_themselves(home):
-    """Ranks that leave end the session."""
+    """Ranks that leave can be started anew."""
     session = hpcmagic.start(nodes=2, session="a")
     everyone = processes(session)
     with pytest.raises(hpcmagic.SessionEnded, match="the ranks ended"):
         session.run("import os; os._exit(3)")
-    assert all_gone(everyone)
+    assert all_gone(everyone[1:])
+    session.restart()
+    assert list(session.run("rank")) == [0, 1]
+    session.stop()
 
 
 @pytest.mark.parametrize(

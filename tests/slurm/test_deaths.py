@@ -191,6 +191,34 @@ input()
 {AFTER}
 """
 
+HELD = """
+told("status", s.status().state, s.status().reason)
+attempt(lambda: s.run("rank"))
+attempt(lambda: hpcmagic.start(session="t", launcher="slurm", nodes=2, time="10"))
+s.restart()
+x = list(range(1001))
+s.scatter(x=x)
+told("again", s.job.job_id, s.run("import os; os.getpid()"), s.run("comm.allreduce(len(x))"), s.gather("x") == x)
+told("kept", s.cells[0].result(), s.cells[-1].state)
+s.stop()
+"""
+
+
+def require_held(cluster, kernel, job, ranks):
+    """After the ranks' end: the job is held, no other is bought, and a restart gives it ranks that take data."""
+    state, reason = kernel.hears("status", 10)
+    assert state == "fallen"
+    assert re.search(r"job held until \d\d:\d\d: `%hpc restart` or `%hpc stop`$", reason)
+    said = kernel.error(15, "In session t the ranks ended", "`%hpc restart` starts new ranks in the same job")
+    assert kernel.error(15) == said, "the same cause, whoever asks"
+    same, fresh, rows, whole = kernel.hears("again", 40)
+    assert (same, rows, whole) == (job, [1001, 1001], True)
+    assert not set(fresh) & set(ranks)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert kernel.hears("kept", 10) == [[0, 10], "done"]
+    kernel.over()
+    eventually(lambda: not cluster.jobs())
+
 
 @pytest.mark.parametrize(("who", "words"), [("alice", "cancelled by you"), ("root", "root, an administrator")])
 def test_scancel_in_mid_cell(cluster, notebook, who, words):
@@ -281,15 +309,51 @@ DEATHS = {
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_rank_dies(cluster, notebook, death):
-    """A rank's death ends the session: which rank, and of what, is the error's first line."""
+    """A rank's death ends all ranks: which it was, and of what, is the error's first line; the job has others soon."""
     code, words = DEATHS[death]
-    kernel = notebook(f"s = start(mem='300M')\nattempt(lambda: s.run({code or SLEEPS!r}))\ninput()\n{AFTER}")
-    _, _, ranks = kernel.hears("ready", 30)
+    kernel = notebook(f"s = start(mem='300M')\nattempt(lambda: s.run({code or SLEEPS!r}))\n{HELD}")
+    job, _, ranks = kernel.hears("ready", 30)
     if code is None:
         kernel.hears("line", 10, "running on 2 ranks")
         os.kill(ranks[1], signal.SIGKILL)
     kernel.error(SOON, *words)
-    require_over(cluster, kernel)
+    require_held(cluster, kernel, job, ranks)
+
+
+def test_held_job_is_given_back(cluster, notebook):
+    """A job without ranks whose kernel is killed, or that nobody restarts in time, ends by itself: it costs money."""
+    code = f"""
+from hpcmagic.notebook import start as starting
+starting.HOLD_S, starting.HOLD_ALONE_S = {{limits}}
+s = start()
+attempt(lambda: s.run({DEATHS["exit"][0]!r}))
+input()
+{AFTER}
+"""
+    kernel = notebook(code.format(limits="300, 3"))
+    kernel.hears("ready", 30)
+    kernel.error(SOON, "In session t the ranks ended: rank 1", "7")
+    time.sleep(4)
+    assert len(cluster.jobs()) == 1
+    kernel.kill()
+    eventually(lambda: not cluster.jobs())
+    later = notebook(f"attempt(lambda: hpcmagic.start(session='t', launcher='slurm', unasked=False))\n{code}".format(
+        limits="4, 60").replace("s = start()", "s = start(nodes=2)"))  # fmt: skip
+    later.error(10, "Session t has ended: the ranks ended: rank 1")
+    later.hears("ready", 30)
+    later.error(SOON, "In session t the ranks ended")
+    eventually(lambda: not cluster.jobs())
+    assert "the ranks ended" in require_over(cluster, later)
+
+
+def test_held_job_cancelled(cluster, notebook):
+    """A job without ranks that is cancelled, or whose walltime is reached, is over, in those words."""
+    kernel = notebook(f"s = start()\nattempt(lambda: s.run({DEATHS['exit'][0]!r}))\ninput()\n{AFTER}")
+    job, _, _ = kernel.hears("ready", 30)
+    kernel.error(SOON, "In session t the ranks ended")
+    cluster.as_user("alice", "scancel", job)
+    eventually(lambda: not cluster.jobs())
+    assert "cancelled by you" in require_over(cluster, kernel)
 
 
 @pytest.mark.parametrize("way", ["handle", pytest.param("followed", marks=pytest.mark.minutes)])
@@ -312,14 +376,13 @@ def child(pid, word):
 
 
 def test_srun_killed(cluster, notebook):
-    """A srun that is killed is named, and leaves no rank behind."""
-    kernel = notebook(RUNNING)
-    _, keeper, ranks = kernel.hears("ready", 30)
+    """A srun that is killed is named, and leaves no rank behind: new ones have the nodes to themselves."""
+    kernel = notebook(f"s = start()\nattempt(lambda: s.run({SLEEPS!r}))\n{HELD}")
+    job, keeper, ranks = kernel.hears("ready", 30)
     kernel.hears("line", 10, "running on 2 ranks")
     os.kill(child(keeper, "srun"), signal.SIGKILL)
     kernel.error(SOON, "srun", "SIGKILL")
-    require_over(cluster, kernel)
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    require_held(cluster, kernel, job, ranks)
 
 
 @contextmanager

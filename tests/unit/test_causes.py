@@ -1,5 +1,6 @@
 """Why a session is over: by whoever knows best, with what is lost and how to start again."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,16 @@ from two_lines import two_lines
 from hpcmagic.errors import SessionEnded
 from hpcmagic.launch.base import JobState
 from hpcmagic.notebook import causes
-from hpcmagic.notebook.causes import SETTLE_S, cause_of_end, ended_error, job_cause, settled, whole_story
+from hpcmagic.notebook.causes import (
+    SETTLE_S,
+    cause_of_end,
+    ended_error,
+    fallen_error,
+    held_until,
+    job_cause,
+    settled,
+    whole_story,
+)
 from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState, SessionDirectory
 from hpcmagic.testing import FakeClock
 
@@ -34,7 +44,7 @@ class Queue:
 def clock(monkeypatch):
     """A clock that sleeping moves."""
     clock = FakeClock()
-    monkeypatch.setattr(causes, "time", SimpleNamespace(monotonic=clock, sleep=clock.advance))
+    monkeypatch.setattr(causes, "time", SimpleNamespace(monotonic=clock, sleep=clock.advance, time=time.time))
     return clock
 
 
@@ -127,6 +137,32 @@ def test_ended_error_names_the_profile(desk):
     held = desk.cell(nodes=2)
     held.request.resources["profile"] = "big"
     assert "`%%remote --profile big --nodes 2`" in ended_error("demo", "x", held.request).mend
+
+
+def test_fallen_error():
+    """Of ranks that are gone it is said how they ended, what is lost, until when the job is held, and both ways on."""
+    keeper = KeeperState("fallen", cause="the ranks ended: rank 1 Killed", held_until=time.time() + 300)
+    with pytest.raises(SessionEnded) as error:
+        raise fallen_error("demo", keeper, None)
+    said = two_lines(error)
+    assert said.message == "In session demo the ranks ended: rank 1 Killed. Their variables are gone."
+    assert "`%hpc restart` starts new ranks in the same job, which is held until " in said.mend
+    assert "`%hpc stop` ends it" in said.mend
+    assert "hpcmagic.attach('demo').cells" in said.mend
+
+
+def test_held_until_the_past():
+    """A time that has passed is now; the two hosts' clocks may differ."""
+    now = {time.strftime("%H:%M", time.localtime(time.time() + late_s)) for late_s in (0, 1)}
+    assert held_until(KeeperState("fallen", held_until=time.time() - 3600), 60.0) in now
+
+
+def test_whole_story_of_a_held_job(tmp_path):
+    """Of ranks that are gone the story does not say that the session has ended."""
+    directory = SessionDirectory(tmp_path)
+    directory.log.write_text("said\n")
+    first, _, last = whole_story("demo", "the ranks ended: x", directory, over=False).splitlines()
+    assert (first, last) == ("In session demo the ranks ended: x.", "    said")
 
 
 def test_whole_story(tmp_path):

@@ -27,6 +27,11 @@ srun: error: n3: task 2: Out Of Memory
             "srun: error: n2: task 1: Segmentation fault\nsrun: error: n1: task 0: Killed\n",
             "rank 1 Segmentation fault",
         ),
+        (
+            "srun: error: n1: task 0: Killed\nsrun: error: n2: task 1: Exited with exit code 5\n",
+            "rank 1 Exited with exit code 5",
+        ),
+        ("srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Terminated\n", "rank 1 Killed"),
         ("srun: error: n2: tasks 2-3: Exited with exit code 7\n", "rank 2-3 Exited with exit code 7"),
         ("srun: got SIGCONT\n", ""),
     ],

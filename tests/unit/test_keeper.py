@@ -12,7 +12,7 @@ from hpcmagic.errors import HpcMagicError
 from hpcmagic.keeper import ranks
 from hpcmagic.keeper.__main__ import listen_address, status_words
 from hpcmagic.keeper.ranks import expected_nodes, hosts, mpi_plugins, rank_environment, starters
-from hpcmagic.keeper.watch import Watch
+from hpcmagic.keeper.watch import Hold, Watch
 from hpcmagic.rendezvous import KEEPER_GONE, NO_MPI, WRONG_WORLD, Request, SessionDirectory
 from hpcmagic.testing import FakeClock
 
@@ -103,6 +103,63 @@ def test_limit_in_words():
     """The cause names the limit as one would set it."""
     for limit_s, words in ((60, "1 min"), (90, "1.5 min"), (7200, "120 min")):
         assert words in Watched(limit_s).after(limit_s)
+
+
+# ---- how long a job without ranks is held
+
+
+def held(hold_s=300.0, alone_s=60.0):
+    """A hold that begins now, on the clock that stands beside it."""
+    clock = FakeClock(1000.0)
+    return Hold(hold_s, alone_s, clock()), clock
+
+
+def test_held_for_a_while():
+    """A job without ranks is held for its time, to the second, though somebody is there all the while."""
+    hold, clock = held()
+    for _ in range(299):
+        clock.advance(1)
+        assert not hold.is_over(clock(), clients=2)
+    clock.advance(1)
+    assert hold.is_over(clock(), clients=2)
+
+
+def test_held_for_nobody():
+    """With nobody there it is given back sooner; who comes in time may leave again for as long."""
+    hold, clock = held()
+    clock.advance(59)
+    assert not hold.is_over(clock(), clients=0)
+    assert not hold.is_over(clock(), clients=1)
+    clock.advance(59)
+    assert not hold.is_over(clock(), clients=0)
+    clock.advance(1)
+    assert hold.is_over(clock(), clients=0)
+
+
+@pytest.mark.parametrize(
+    ("state", "how", "goes_on"),
+    [
+        ("RUNNING\n", "rank 1 Killed", True),
+        ("RUNNING\n", "n2 ran out of the memory that the job asked for (`--mem`)", True),
+        ("", "rank 1 Killed", True),
+        ("RUNNING\n", "node n2 failed", False),
+        ("COMPLETING\n", "rank 0 Terminated", False),
+        ("CANCELLED\n", "rank 0 Terminated", False),
+    ],
+)
+def test_job_runs_on(monkeypatch, state, how, goes_on):
+    """A job can be held while SLURM lets it run, or says nothing; one that it ends, or whose node failed, cannot."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    asked = []
+    monkeypatch.setattr(ranks, "slurm", lambda *command: (asked.append(command), state)[1])
+    assert ranks.job_runs_on(request(), how) is goes_on
+    assert "--jobs=17" in asked[0]
+
+
+def test_job_runs_on_here(monkeypatch):
+    """On this machine the keeper is the job."""
+    monkeypatch.setattr(ranks, "slurm", None)
+    assert ranks.job_runs_on(request(launcher="local"), "rank 1 Killed")
 
 
 # ---- nodes

@@ -89,9 +89,9 @@ def test_empty_directory(tmp_path, processes, no_slurm):
     assert len(orphans()) == 1
 
 
-@pytest.mark.parametrize("phase", [None, "starting", "ready"])
+@pytest.mark.parametrize("phase", [None, "starting", "ready", "fallen"])
 def test_process_of_a_session(directory, processes, no_slurm, phase):
-    """A process whose session lives, or is only starting, is no orphan."""
+    """A process whose session lives, is only starting, or is held without ranks, is no orphan."""
     if phase is not None:
         directory.write_record(directory.state, KeeperState(phase, keeper_pid=1))
     processes.append(Process([*KEEPER, str(directory.path)]))

@@ -1,5 +1,7 @@
 """A session in the notebook's hands: a cell's syntax before any rank is bothered, how it stands, its logs."""
 
+import time
+
 import pytest
 from two_lines import two_lines
 
@@ -84,6 +86,7 @@ def test_no_warning_twice(recwarn):
         (KeeperState("ready"), JobState("ended", "TIMEOUT", meaning="it was too long"), "ended", "it was too long"),
         (KeeperState("ready"), JobState("ended", "BOOT_FAIL"), "ended", "BOOT_FAIL"),
         (None, JobState("ended", "GONE"), "ended", "GONE"),
+        (KeeperState("fallen", cause="the ranks ended: x"), JobState("ended", "TIMEOUT", meaning="late"), "ended", "late"),
     ],
 )  # fmt: skip
 def test_status(desk, keeper, seen, state, reason):
@@ -93,6 +96,19 @@ def test_status(desk, keeper, seen, state, reason):
     assert (status.state, status.reason) == (state, reason)
     assert (status.session, status.job_id, status.launcher, status.ranks) == ("demo", "1", "slurm", 2)
     assert status.cost is None
+
+
+@pytest.mark.parametrize(("left_s", "until"), [(None, 300), (3600.0, 300), (60.0, 60)])
+def test_status_of_a_held_job(desk, left_s, until):
+    """A session without ranks says so, and until when its job is held: no longer than its walltime."""
+    held, now = desk.cell(nodes=2), time.time()
+    keeper = KeeperState("fallen", cause="the ranks ended: rank 1 Killed", held_until=now + 300)
+    seen = JobState("running", "RUNNING")
+    status = status_of(held.request, held.job, keeper, seen, elapsed_s=1.0, left_s=left_s)
+    times = {time.strftime("%H:%M", time.localtime(now + until + late_s)) for late_s in (0, 1)}
+    said = "the ranks ended: rank 1 Killed; job held until {}: `%hpc restart` or `%hpc stop`"
+    assert status.state == "fallen"
+    assert status.reason in {said.format(one) for one in times}
 
 
 def test_tail(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,6 +179,33 @@ def test_ended_session_buys_nothing(desk):
     assert not desk.alive
     held.directory.write_record(held.directory.state, KeeperState("ended", cause="a node failed"))
     with pytest.raises(SessionEnded, match="a node failed"):
+        desk.cell()
+    desk.cell(nodes=2)
+    assert desk.alive == ["2"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"nodes": 2}, {"nodes": 4, "time": "2:00:00"}])
+def test_held_job_is_the_only_one(desk, asked):
+    """While a job is held without ranks none of its name is bought, whatever is asked for: both ways on are told."""
+    held = desk.cell(nodes=2, time="1:00:00")
+    fallen = KeeperState("fallen", cause="the ranks ended: rank 1 Killed", held_until=time.time() + 300)
+    held.directory.write_record(held.directory.state, fallen)
+    desk.launcher.jobs["1"] = JobState("running", "RUNNING")
+    with pytest.raises(SessionEnded, match="In session demo the ranks ended: rank 1 Killed") as error:
+        desk.cell(**asked)
+    mend = two_lines(error).mend
+    assert "`%hpc restart`" in mend
+    assert "`%hpc stop`" in mend
+    assert list(desk.launcher.jobs) == desk.alive == ["1"]
+    assert [(one.state, one.job_id) for one in sessions()] == [("fallen", "1")]
+
+
+def test_held_job_that_is_gone(desk):
+    """A job that was held and is gone has ended, whatever its keeper said last."""
+    held = desk.cell(nodes=2, time="1:00:00")
+    held.directory.write_record(held.directory.state, KeeperState("fallen", cause="the ranks ended: rank 1 Killed"))
+    desk.launcher.jobs["1"] = JobState("ended", "TIMEOUT", meaning="its walltime was reached")
+    with pytest.raises(SessionEnded, match="has ended: its walltime was reached"):
         desk.cell()
     desk.cell(nodes=2)
     assert desk.alive == ["2"]

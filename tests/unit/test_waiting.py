@@ -112,6 +112,12 @@ def test_ready_at_once(wait):
     assert wait.asked_at == []
 
 
+def test_ranks_gone(wait):
+    """A session whose ranks are gone is not waited for: it can be restarted at once."""
+    wait.keeper("fallen", cause="the ranks ended: rank 1 Killed")()
+    assert wait.lines() == []
+
+
 def test_queue_silent_for_a_while(wait):
     """When the queue does not answer for an hour one waits on: the job may well be there."""
     wait.launcher.jobs["1"] = JobState("unknown", meaning="Unable to contact slurm controller")
