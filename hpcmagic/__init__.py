@@ -25,6 +25,7 @@ from hpcmagic.errors import (
     ProfileError,
     RankError,
     SessionEnded,
+    SteerError,
     StillRunning,
     Tampered,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Session",
     "SessionEnded",
     "Status",
+    "SteerError",
     "StillRunning",
     "Tampered",
     "attach",

@@ -3,12 +3,13 @@
     HpcMagicError
     ├── ProfileError        what was asked for: options, profiles, resources, the session's directory
     ├── LaunchError         getting a job, or keeping it
-    │   └── SessionEnded    the session is over; its variables are gone
+    │   └── SessionEnded    the session is over, or its ranks are; its variables are gone
     ├── ChannelError        the wire between the notebook and the ranks
     │   ├── NotEncrypted    a peer would not speak CURVE with the session's keys
     │   ├── Tampered        a frame was changed on its way
     │   └── PeerLost        a rank or the keeper no longer answers
     ├── DataError           a value that cannot travel
+    ├── SteerError          a simulation that cannot be steered so
     └── CellError           the cell's own code
         ├── RankError       what one or more ranks raised
         └── StillRunning    a cell that was waited for is not over yet
@@ -54,7 +55,7 @@ class LaunchError(HpcMagicError):
 
 
 class SessionEnded(LaunchError):
-    """The session is over and its variables are gone."""
+    """The session is over, or its ranks are, and its variables are gone."""
 
 
 class ChannelError(HpcMagicError):
@@ -75,6 +76,10 @@ class PeerLost(ChannelError):
 
 class DataError(HpcMagicError):
     """A value cannot travel between the notebook and the ranks."""
+
+
+class SteerError(HpcMagicError):
+    """A simulation cannot be steered so: no such parameter, out of its range, nothing runs, a rank has left."""
 
 
 class CellError(HpcMagicError):

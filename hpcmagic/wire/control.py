@@ -44,6 +44,7 @@ from hpcmagic.wire.messages import (
     OUTPUT,
     REPLY,
     REQUEST,
+    STEER,
     WHERE,
     WITHDRAWN,
     Reply,
@@ -200,6 +201,14 @@ class SessionClient(ipyparallel.Client):
             answer.add_done_callback(lambda f, rank=rank: answers.update({rank: f.result()["content"]}))
         return answers
 
+    def ask_simulations(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
+        """Ask ranks for the simulation that they answer for; the answers come into what is returned."""
+        answers: dict[int, dict[str, Any]] = {}
+        for rank in ranks:
+            answer = self._send(self._control_stream, STEER, what, ident=self._engines[rank].encode())
+            answer.add_done_callback(lambda f, rank=rank: answers.update({rank: f.result()["content"]}))
+        return answers
+
     def ask_keeper(self, verb: str, **what: Any) -> None:
         """Ask the keeper for something; it answers by doing it."""
         self._send(self._query_stream, verb, what)
@@ -309,6 +318,11 @@ class Control:
         """Tell ranks of bulk connections that will come, with their keys; where to come into what is returned."""
         self._require(invitations)
         return self.client.announce(invitations)
+
+    def simulations(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
+        """Ask ranks for the simulation that they answer for; the answers come into what is returned."""
+        self._require(ranks)
+        return self.client.ask_simulations(ranks, **what)
 
     def engine(self, rank: int) -> str:
         """Give the identity of a rank's engine: another after a restart; nothing if there is none."""

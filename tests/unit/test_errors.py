@@ -19,6 +19,7 @@ TREE = {
     "PeerLost": errors.ChannelError,
     "Tampered": errors.ChannelError,
     "DataError": errors.HpcMagicError,
+    "SteerError": errors.HpcMagicError,
     "CellError": errors.HpcMagicError,
     "RankError": errors.CellError,
     "StillRunning": errors.CellError,

@@ -1,0 +1,250 @@
+"""A simulation whose ranks are in a session: what happens at its step boundaries, on all ranks at the same step.
+
+    rank 0    takes what notebooks ask for (desk) ─► tells all ranks (words), at each boundary
+    others    wait for rank 0's word ─► do the same
+
+A rank that leaves the loop tells rank 0, which tells all others: whoever is at a boundary, or comes to the next one,
+raises, and says which rank left, at which step, and why. The user's own communication is not ours: a rank that waits
+in it for one that has left is found as in any cell (docs/remote-cells.md).
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpcmagic.engine.desk import QUIET, Batch, Desk
+from hpcmagic.engine.fields import Collect, Part, box_of, part_of
+from hpcmagic.engine.gauge import Gauge
+from hpcmagic.engine.params import Check, declared
+from hpcmagic.engine.patience import patience
+from hpcmagic.engine.pictures import Pictures
+from hpcmagic.engine.runs import Run
+from hpcmagic.engine.words import BATCH, GO, LEFT, PART, PULSE, End, Words, nap
+from hpcmagic.errors import SteerError
+
+PAUSED_LOOK_S = 0.05
+Schedule = Mapping[int, Sequence[tuple[str, Any]]]  # by step: parameters to be set; no name = stop
+
+
+class Live:
+    """One simulation; made by `hpcmagic.steer.live`, whose documentation says what each method does."""
+
+    def __init__(
+        self,
+        words: Words,
+        desk: Desk,
+        schedule: Schedule,
+        share: float,
+        cell: str = "",
+    ) -> None:
+        self._words = words
+        self._desk = desk
+        self._schedule = schedule
+        self.rank, self._size = words.rank, words.size
+        self._run = desk.begin(cell) if self.rank == 0 else Run(0)
+        self._values: dict[str, Any] = {}
+        self._declared: set[str] = set()
+        self._step = -1
+        self.in_loop = self.left = False
+        self._collect: Collect | None = None
+        self._ended = False  # whether all know that the loop is over
+        self._gauge = Gauge(words.size)
+        self._run.share = share
+        self._pictures = Pictures(self._run, desk, words.size)
+
+    # ── what a simulation calls ──────────────────────────────────────────────────────────────
+
+    def steps(self, steps: int | Iterable[int]) -> Iterator[int]:
+        """Give the steps, each at its boundary."""
+        if self.in_loop:
+            raise SteerError("The steps of this simulation are being gone through already.", "Make one loop of it.")
+        if self.left:
+            raise SteerError("This simulation is over.", "Begin another with `steer.live`.")
+        numbers = steps if isinstance(steps, Iterable) else range(operator.index(steps))
+        if isinstance(numbers, Sequence):
+            self._run.steps = len(numbers)
+        self.in_loop, why = True, ""
+        try:
+            for step in numbers:
+                if not self._boundary(step):
+                    why = "it was stopped"
+                    return
+                yield step
+            why = "it came to its end"
+        except KeyboardInterrupt:
+            why = "it was interrupted"
+            raise
+        finally:
+            self.leave(why)
+
+    def param(self, name: str, default: Any, *, min: Any = None, max: Any = None, check: Any = None) -> Any:  # noqa: A002  # the contract
+        """Give a parameter's value: the same on every rank at the same step."""
+        if name not in self._declared:
+            param = declared(name, default, min, max)
+            self._declared.add(name)
+            if self.rank == 0:
+                with patience:
+                    self._run.declare(name, Check(param, check))
+        return self._values.get(name, default)
+
+    def publish(self, **numbers: Any) -> None:
+        """Add numbers to the curves."""
+        if self.rank == 0:
+            began_s = time.perf_counter()
+            self._run.publish(self._step, numbers)
+            self._gauge.ours_s += time.perf_counter() - began_s
+
+    def field(self, name: str, array: Any, box: Any = None) -> None:
+        """Show this rank's part of a field, if somebody looks."""
+        if self.rank == 0 and name not in self._run.fields:
+            self._run.fields[name] = ()
+        collect = self._collect
+        if collect is None or collect.name != name:
+            return
+        self._collect = None
+        began_s, work_s = time.perf_counter(), time.thread_time()
+        part = self._part(collect, array, box)
+        part = replace(part, cost_s=time.thread_time() - work_s)
+        with patience:
+            if self.rank == 0:
+                self._pictures.take(0, part)
+            else:
+                self._words.tell_root(PART, part)
+        self._gauge.ours_s += time.perf_counter() - began_s
+
+    def _part(self, collect: Collect, array: Any, box: Any) -> Part:
+        if not hasattr(array, "shape"):
+            return Part(collect.frame, (), self._step, fault=f"it is no array but a {type(array).__name__}")
+        if box is None and self._size > 1:
+            return Part(collect.frame, (), self._step, fault="each rank must say with box= which part it has")
+        try:
+            return part_of(collect, array, box_of(array, box), self._step)
+        except Exception as error:  # an object of the user's that only looks like an array may raise anything
+            return Part(collect.frame, (), self._step, fault=str(error) or type(error).__name__)
+
+    # ── the boundary ─────────────────────────────────────────────────────────────────────────
+
+    def _boundary(self, step: int) -> bool:
+        """Do, before a step, what all ranks do; whether the simulation goes on."""
+        with patience:
+            began_s, waited_s = time.perf_counter(), self._words.waited_s
+            try:
+                self._step = operator.index(step)
+            except TypeError:
+                raise SteerError(
+                    f"A step is {step!r}.", "Steps are whole numbers: `live.steps(1000)`, or an iterable of them."
+                ) from None
+            goes_on = self._lead() if self.rank == 0 else self._follow()
+            now = time.perf_counter()
+            self._gauge.boundary(now - began_s, self._words.waited_s - waited_s)
+            if self._gauge.is_due(now):
+                self._send_pulse(now)
+        return goes_on
+
+    def _lead(self) -> bool:
+        self._hear()
+        if self._words.too_far_ahead():
+            self._wait()
+        batch = self._desk.take(self._step, self._schedule.get(self._step, ()))
+        if (collect := self._pictures.wish(self._gauge.step_s)) is not None:
+            batch = replace(batch, collect=collect)
+        self._words.tell(*((GO, self._step) if batch == QUIET else (BATCH, self._step, batch)))
+        self._do(batch)
+        while batch.paused:
+            began_s = time.perf_counter()
+            while not self._desk.has_commands():
+                self._hear()
+                patience.let_through()
+                self._desk.wait_for_command(PAUSED_LOOK_S)
+            self._words.waited_s += time.perf_counter() - began_s
+            batch = self._desk.take(self._step)
+            if batch.changes or not batch.paused:
+                self._words.tell(BATCH, self._step, batch)
+                self._do(batch)
+        return not batch.stop
+
+    def _wait(self) -> None:
+        """Let the other ranks catch up."""
+        began_s = now = time.perf_counter()
+        while self._words.too_far_ahead():
+            patience.let_through()
+            nap(now - began_s)
+            self._hear()
+            now = time.perf_counter()
+        self._words.waited_s += now - began_s
+
+    def _follow(self) -> bool:
+        while True:
+            word = self._words.next()
+            if isinstance(word, End):
+                raise self._deserted(word)
+            if word.step != self._step:
+                raise SteerError(
+                    f"Rank {self.rank} is at step {self._step}, rank 0 at step {word.step}.",
+                    "All ranks must go through the same steps.",
+                )
+            batch = word.what or QUIET
+            self._do(batch)
+            if not batch.paused:
+                return not batch.stop
+
+    def _do(self, batch: Batch) -> None:
+        self._values.update(batch.changes)
+        self._collect = batch.collect or self._collect
+
+    def _hear(self) -> None:
+        """Take what other ranks have said.
+
+        Raises
+        ------
+        SteerError
+            One has left the loop.
+        """
+        end: End | None = None
+        for rank, tag, what in self._words.hear():
+            if tag == PULSE:
+                self._run.pulses[rank] = what
+            elif tag == PART:
+                self._pictures.take(rank, what)
+            elif tag == LEFT:
+                end = end or End(rank, *what)
+        if end is not None:
+            self._words.tell_end(end)
+            raise self._deserted(end)
+
+    def _deserted(self, end: End) -> SteerError:
+        self._ended = True
+        return SteerError(
+            f"Rank {end.rank} has left the loop of this simulation at step {end.step}"
+            f"{f' ({end.why})' if end.why else ''}; rank {self.rank} was about to begin step {self._step}.",
+            "All ranks must go through the same steps; if one has raised, its error stands with the cell.",
+        )
+
+    def leave(self, why: str) -> None:
+        """Leave the loop: let the others know, and stay a little to hear that they do."""
+        if self.left or not self.in_loop:
+            return
+        with patience.until_later():
+            self.left, self.in_loop = True, False
+            if self.rank == 0:
+                if not self._ended:
+                    self._words.tell_end(End(0, self._step, why))
+                self._desk.end(why or "the ranks have left the loop")
+            elif not self._ended:
+                self._words.tell_root(LEFT, (self._step, why))
+            self._words.finish()
+
+    def give_up(self) -> None:
+        """Let another simulation take the place of this one, which nobody has gone through."""
+        self.left = True
+
+    def _send_pulse(self, now: float) -> None:
+        pulse = self._gauge.pulse(self._step, now)
+        if self.rank == 0:
+            self._run.pulses[0] = pulse
+        else:
+            self._words.tell_root(PULSE, pulse)

@@ -1,0 +1,276 @@
+"""The same simulation where nobody can watch it: it runs, costs nothing, and applies a log again."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from two_lines import two_lines
+
+from hpcmagic import steer
+from hpcmagic.engine import communicators, steering
+from hpcmagic.engine.desk import Desk
+from hpcmagic.engine.live import Live
+from hpcmagic.engine.words import Words
+from hpcmagic.errors import SteerError
+
+
+def line(step, name="dt", new=2.0, verb="set", **more):
+    return json.dumps({"step": step, "verb": verb, "name": name, "old": 1.0, "new": new, "user": "me", **more})
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_replay():
+    """A log that a test did not use is not the next one's."""
+    yield
+    steer._replayed.clear()
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Write a log."""
+
+    def write(*lines):
+        file = tmp_path / "steering-1.jsonl"
+        file.write_text("".join(f"{one}\n" for one in lines))
+        return file
+
+    return write
+
+
+def values(live, steps=6):
+    """What a simulation sees."""
+    return [(step, live.param("dt", 1.0), live.param("n", np.int64(3))) for step in live.steps(steps)]
+
+
+def in_session():
+    """A simulation as in a session, of one rank."""
+    return Live(Words(None, 0), Desk(), steer._replayed.pop() if steer._replayed else {}, 0.01)
+
+
+BOTH = pytest.mark.parametrize("make", [steer.live, in_session], ids=["alone", "in a session"])
+
+
+@BOTH
+def test_defaults(make):
+    """Parameters are their defaults; numbers and fields go nowhere, whatever they are."""
+    live = make()
+    assert values(live) == [(step, 1.0, 3) for step in range(6)]
+    live.publish(energy="no number")
+    live.field("T", "no field")
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [int, np.int32, range, lambda n: iter(range(n)), np.arange])
+def test_steps(make, kind):
+    """Steps are a number of them, or whatever can be gone through."""
+    assert list(make().steps(kind(5))) == [0, 1, 2, 3, 4]
+
+
+@BOTH
+def test_one_loop(make):
+    """A simulation is gone through once, in a session and outside alike."""
+    live = make()
+    assert list(live.steps(2)) == [0, 1]
+    with pytest.raises(SteerError) as caught:
+        list(live.steps(2))
+    assert two_lines(caught).message == "This simulation is over."
+
+
+@BOTH
+@pytest.mark.parametrize("steps", [[0.5], ["a"], [None]])
+def test_odd_steps(make, steps):
+    """Steps that are no whole numbers are refused where they are told to others."""
+    live = make()
+    if make is steer.live:
+        assert list(live.steps(steps)) == steps
+    else:
+        with pytest.raises(SteerError) as caught:
+            list(live.steps(steps))
+        assert two_lines(caught).message == f"A step is {steps[0]!r}."
+
+
+@BOTH
+def test_replay(make, log, tmp_path, monkeypatch):
+    """A log's changes are made again at their steps, by the next simulation only; a stop ends it."""
+    monkeypatch.chdir(tmp_path)
+    file = log(line(2), line(3, new=5.0), line(3, "n", 7), line(5, "", None, "stop"))
+    steer.replay(file)
+    assert values(make(), 100) == [(0, 1.0, 3), (1, 1.0, 3), (2, 2.0, 3), (3, 5.0, 7), (4, 5.0, 7)]
+    assert values(make(), 2) == [(0, 1.0, 3), (1, 1.0, 3)]
+
+
+MALFORMED = {
+    "no JSON": "step 3",
+    "cut short": line(3)[:-5],
+    "a list": "[1, 2]",
+    "a number": "7",
+    "nothing of it": "{}",
+    "a text as step": line("3"),
+    "half a step": line(0.5),
+    "a true step": line(True),
+    "another verb": line(3, verb="pause"),
+    "set without a name": line(3, ""),
+    "stop with a name": line(3, verb="stop"),
+    "a list as value": line(3, new=[1]),
+    "no value": line(3, new=None),
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_log(log, text):
+    """A file that is no log, or damaged, is refused at once; nothing of it is applied."""
+    with pytest.raises(SteerError) as caught:
+        steer.replay(log(line(1), text))
+    assert "is no steering log, or is damaged" in two_lines(caught).message
+    assert values(steer.live(), 2) == [(0, 1.0, 3), (1, 1.0, 3)]
+
+
+def test_log_that_cannot_be_read(tmp_path):
+    """So is one that is not there."""
+    for file, said in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(SteerError) as caught:
+            steer.replay(file)
+        assert two_lines(caught).message == f"The steering log {file} cannot be read: {said}."
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SteerError) as caught:
+        steer.replay(tmp_path / "binary")
+    two_lines(caught)
+
+
+def test_alone_costs_nothing():
+    """Where nobody can watch, a step's calls cost next to nothing, and nothing of a session is loaded."""
+    live, array = steer.live(), np.ones(4)
+    began_s = time.process_time()
+    for _ in live.steps(20_000):
+        live.param("dt", 1e-3, min=0.0, max=1.0)
+        live.publish(energy=1.0)
+        live.field("T", array, box=((0, 4),))
+    assert (time.process_time() - began_s) / 20_000 < 20e-6  # benchmarks/steer_alone.py measures it
+    code = "import sys\nfrom hpcmagic import steer\nsteer.live().steps(1)\n"
+    code += (
+        "print(*[name for name in sys.modules if 'hpcmagic.engine' in name or 'numpy' in name or 'mpi4py' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_child_of_a_rank(monkeypatch):
+    """A process that a rank has forked is no rank: its simulation is its own."""
+    monkeypatch.setattr(steering, "_here", None)
+    made = steering.Steering(None)
+    assert steering.here() is made
+    monkeypatch.setattr(steering.os, "getpid", lambda: made.pid + 1)
+    assert steering.here() is None
+    assert type(steer.live()) is steer._Alone
+
+
+def test_steering(monkeypatch):
+    """One simulation at a time; a second one inside the first's loop is refused, and the first goes on."""
+    monkeypatch.setattr(steering, "_here", None)
+    made = steering.Steering(None)
+    assert made.watch({}) | {"began": 0} == {"status": "ok", "run": 0, "alive": False, "cell": "", "began": 0}
+    made.cell = "one"
+    first = steer.live()
+    steps = first.steps(10)
+    assert next(steps) == 0
+    with pytest.raises(SteerError) as caught:
+        steer.live()
+    assert two_lines(caught).message == "A simulation is live already in this cell."
+    again = first.steps(10)
+    with pytest.raises(SteerError, match="gone through already"):
+        next(again)
+    assert next(steps) == 1
+    assert made.watch({}) | {"began": 0} == {"status": "ok", "run": 1, "alive": True, "cell": "one", "began": 0}
+    made.cell_over()
+    assert not made.watch({})["alive"]
+    assert made.desk.run.over == "the ranks have left the loop"
+    waiting = steer.live()
+    assert made.watch({})["alive"]  # its loop may be in the next cell
+    other = steer.live()
+    with pytest.raises(SteerError, match="This simulation is over"):
+        next(waiting.steps(1))
+    assert list(other.steps(3)) == [0, 1, 2]
+    assert made.desk.run.number == 3
+
+
+def test_how_it_ended(monkeypatch):
+    """What a run's end is put down to."""
+    for ended, why in (
+        (list, "it came to its end"),
+        (lambda steps: (next(steps), steps.close()), "the ranks have left the loop"),
+    ):
+        desk = Desk()
+        ended(Live(Words(None, 0), desk, {}, 0.01).steps(3))
+        assert desk.run.over == why
+    desk = Desk()
+    with pytest.raises(KeyboardInterrupt):
+        list(Live(Words(None, 0), desk, {}, 0.01).steps(interrupted()))
+    assert desk.run.over == "it was interrupted"
+
+
+def interrupted():
+    yield 0
+    raise KeyboardInterrupt
+
+
+class Pending:
+    """A collective call of MPI's that is not through before it has been asked a few times."""
+
+    def __init__(self, asked=3, interrupt=False):
+        self.left, self.interrupt = asked, interrupt
+
+    def Test(self):  # noqa: N802  # mpi4py's name
+        if self.interrupt:
+            self.interrupt = False
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.left < 0
+
+
+class Comm:
+    """A communicator that counts what is made of it."""
+
+    rank, size = 1, 2
+
+    def __init__(self):
+        self.kept, self.made, self.interrupt = {}, 0, False
+
+    def Get_attr(self, key):  # noqa: N802  # mpi4py's name
+        return self.kept.get(key)
+
+    def Set_attr(self, key, value):  # noqa: N802  # mpi4py's name
+        self.kept[key] = value
+
+    def Idup(self):  # noqa: N802  # mpi4py's name
+        self.made += 1
+        pending, self.interrupt = Pending(interrupt=self.interrupt), False
+        return Comm(), pending
+
+    def Iallreduce(self, own, least, _op):  # noqa: N802  # mpi4py's name
+        least[0] = own[0]
+        return Pending()
+
+
+def test_communicators(monkeypatch):
+    """Ours are made once for each of the user's, and anew where the last simulation has left words on their way."""
+    pytest.importorskip("mpi4py")
+    monkeypatch.setattr("hpcmagic.engine.communicators.nap", lambda _: None)
+    assert communicators.words_for(None).size == 1
+    user = Comm()
+    user.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        communicators.words_for(user)
+    first = communicators.words_for(user)
+    assert user.made == 1  # what an interrupt has left under way is gone on with
+    second = communicators.words_for(user)
+    assert second._comm is first._comm
+    assert (first._number, second._number) == (1, 2)
+    second.clean = False
+    third = communicators.words_for(user)
+    assert third._comm is not second._comm
+    assert communicators.words_for(Comm())._number == 1
+    assert second in communicators._limbo
+    communicators._limbo.clear()
