@@ -12,7 +12,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 
 from hpcmagic.errors import DataError, HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.files import File
-from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook import frontend, output, start, steer_line
 from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.options import (
     HelpAsked,
@@ -29,7 +29,7 @@ from hpcmagic.notebook.verbs import HPC, VERBS
 from hpcmagic.profiles import resolve
 from hpcmagic.wire.messages import RunCell
 
-MAGICS = {"line": ("remote", "push", "pull", "scatter", "gather", "hpc"), "cell": ("remote",)}
+MAGICS = {"line": ("remote", "push", "pull", "scatter", "gather", "hpc", "steer"), "cell": ("remote",)}
 CELL = remote_parser("%%remote")
 LINE = remote_parser("%remote")
 PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
@@ -151,6 +151,12 @@ class HpcMagics(Magics):
             raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, VERBS))}.")
         VERBS[verb](self, rest.strip())
 
+    @no_var_expand
+    @line_magic
+    def steer(self, line: str) -> None:
+        """Watch and steer the simulation that runs. `%steer -h` shows what it takes."""
+        steer_line.steer(self, line)
+
     def _remote(self, options: argparse.Namespace, source: str, first_line: int) -> Any:
         """Run source on the ranks; start the session if need be."""
         if options.dry_run:
@@ -223,7 +229,7 @@ class HpcMagics(Magics):
         try:
             session.require_alive()
         except SessionEnded:
-            if not asked:
+            if not asked or not session.ended:  # its job is held
                 raise
             del self.held[session.name]
             return False

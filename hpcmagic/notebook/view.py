@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 
+from hpcmagic.notebook import panel
 from hpcmagic.notebook.handles import Cell, in_thread
 
 REFRESH_S = 0.5
@@ -19,6 +20,7 @@ class View:
         self.alive = not cell.done()
         self._shown = ""
         self._handle = display(self._bundle(), raw=True, display_id=True)
+        self._lookout = panel.Lookout(cell) if panel.can_be_shown() else None
         if self.alive:
             context = contextvars.copy_context()  # ipykernel finds the cell to draw in by it
             in_thread(lambda: context.run(self._follow))
@@ -38,3 +40,5 @@ class View:
             if bundle["text/html"] != self._shown and self._handle is not None:
                 self._shown = bundle["text/html"]
                 self._handle.update(bundle, raw=True)
+            if self._lookout is not None and self.alive:
+                self._lookout.look()
