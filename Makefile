@@ -12,6 +12,8 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := demo$(shell command -v mpiexec >/dev/null && echo ,mpi)
 
+LAMMPS := lammps python3-lammps liblammps-dev # one of the notebooks steers it
+
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 13
 
@@ -36,7 +38,7 @@ bench: $(VENV)/.has-test ## the figures, against stock ipyparallel in the same r
 	@$(BIN)/python benchmarks/all.py
 
 packages:
-	@.ci/install $$(tests/slurm/cluster packages) chromium || echo "Going on without: tests that need them will say so."
+	@.ci/install $$(tests/slurm/cluster packages) chromium $(LAMMPS) || echo "Going on without: tests that need them will say so."
 
 $(VENV)/.has-%: pyproject.toml | $(BIN)/pip
 	@echo "Installing .[$*] into $(VENV)"

@@ -137,7 +137,7 @@ class CellRunner:
             error = await self._execute(cell.numbered())
             if os.getpid() != self.pid:
                 os._exit(0)  # a child that the cell forked and that ran to its end: there is one rank, not two
-            self.steering.cell_over()
+            self.steering.cell_over(failed=error is not None)
         raised, has_value, value, described = None, False, None, ""
         try:
             raised = raised_by(error) if error is not None else None

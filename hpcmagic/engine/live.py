@@ -27,6 +27,7 @@ from hpcmagic.engine.words import BATCH, GO, LEFT, PART, PULSE, End, Words, nap
 from hpcmagic.errors import SteerError
 
 PAUSED_LOOK_S = 0.05
+BEFORE = -1  # the first step
 Schedule = Mapping[int, Sequence[tuple[str, Any]]]  # by step: parameters to be set; no name = stop
 
 
@@ -44,11 +45,11 @@ class Live:
         self._words = words
         self._desk = desk
         self._schedule = schedule
-        self.rank, self._size = words.rank, words.size
+        self.rank, self.size = words.rank, words.size
         self._run = desk.begin(cell) if self.rank == 0 else Run(0)
         self._values: dict[str, Any] = {}
         self._declared: set[str] = set()
-        self._step = -1
+        self._step = BEFORE
         self.in_loop = self.left = False
         self._collect: Collect | None = None
         self._ended = False  # whether all know that the loop is over
@@ -119,7 +120,7 @@ class Live:
     def _part(self, collect: Collect, array: Any, box: Any) -> Part:
         if not hasattr(array, "shape"):
             return Part(collect.frame, (), self._step, fault=f"it is no array but a {type(array).__name__}")
-        if box is None and self._size > 1:
+        if box is None and self.size > 1:
             return Part(collect.frame, (), self._step, fault="each rank must say with box= which part it has")
         try:
             return part_of(collect, array, box_of(array, box), self._step)
@@ -218,15 +219,16 @@ class Live:
 
     def _deserted(self, end: End) -> SteerError:
         self._ended = True
+        at = f"at step {end.step}" if end.step != BEFORE else "before its first step"
         return SteerError(
-            f"Rank {end.rank} has left the loop of this simulation at step {end.step}"
-            f"{f' ({end.why})' if end.why else ''}; rank {self.rank} was about to begin step {self._step}.",
+            f"Rank {end.rank} has left the loop of this simulation {at}{f' ({end.why})' if end.why else ''}; "
+            f"rank {self.rank} was about to begin step {self._step}.",
             "All ranks must go through the same steps; if one has raised, its error stands with the cell.",
         )
 
     def leave(self, why: str) -> None:
-        """Leave the loop: let the others know, and stay a little to hear that they do."""
-        if self.left or not self.in_loop:
+        """Leave the loop, or never come to it: let the others know, and stay a little to hear that they do."""
+        if self.left:
             return
         with patience.until_later():
             self.left, self.in_loop = True, False
@@ -237,10 +239,6 @@ class Live:
             elif not self._ended:
                 self._words.tell_root(LEFT, (self._step, why))
             self._words.finish()
-
-    def give_up(self) -> None:
-        """Let another simulation take the place of this one, which nobody has gone through."""
-        self.left = True
 
     def _send_pulse(self, now: float) -> None:
         pulse = self._gauge.pulse(self._step, now)

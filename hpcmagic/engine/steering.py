@@ -52,17 +52,18 @@ class Steering:
         former = self._live
         if former is not None and former.in_loop:
             raise SteerError("A simulation is live already in this cell.", "Leave its loop before you begin another.")
+        if former is not None:
+            former.leave("another was begun")  # if it has not
         words = words_for(comm)
         if former is not None:
-            former.give_up()
-            self.desk.end("another has come alive")
+            self.desk.end("another was begun")
         with patience:
             self._live = Live(words, self.desk, schedule, share, self.cell)
         return self._live
 
-    def cell_over(self) -> None:
-        """Leave the loop of a simulation that its cell has not left in order."""
-        if self._live is not None:
+    def cell_over(self, *, failed: bool) -> None:
+        """Leave the loop of a simulation that its cell has not left in order; one that has not begun may be later."""
+        if self._live is not None and (self._live.in_loop or failed):
             self._live.leave("")
         patience.forget()
 
@@ -77,7 +78,9 @@ class Steering:
             self._readers.append(thread)
         live, run = self._live, self.desk.run
         alive = live is not None and live.rank == 0 and not live.left
-        return {"status": "ok", "run": run.number, "alive": alive, "cell": run.cell, "began": run.began_s}
+        size = live.size if live is not None else 0
+        about = {"run": run.number, "size": size, "alive": alive, "cell": run.cell, "began": run.began_s}
+        return {"status": "ok", **about}
 
     def _serve(self, name: str) -> None:
         try:

@@ -66,7 +66,7 @@ class Words:
         self.rank: int = 0 if comm is None else comm.rank
         self.size: int = 1 if comm is None else comm.size
         self.waited_s = 0.0  # for other ranks, in all
-        self.clean = True  # whether nothing is on its way any more
+        self.clean = False  # whether it is over, and nothing is on its way any more
         self._count = 0  # words that were told, or heard
         self._over = False  # whether the last of them was
         self._end: tuple[int, End, float] | None = None  # after how many words; when it came

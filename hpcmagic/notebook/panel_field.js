@@ -22,7 +22,7 @@ class Field {
     this.ends = make("span", { hidden: true, class: "tools", style: "margin: 0" }, this.low, "to", this.high);
     const tool = (text, label, act) => make("button", { class: "bare", "aria-label": label, title: label, onclick: act }, text);
     this.canvas = make("canvas", {
-      class: "image", tabindex: 0, role: "img",
+      class: "image", tabindex: 0, role: "img", "aria-label": "the field, no picture yet",
       onpointermove: (event) => this.moved(event),
       onpointerleave: () => { if (!this.drag) this.point(null); },
       onpointerdown: (event) => { this.drag = [event.offsetX, event.offsetY]; this.canvas.setPointerCapture(event.pointerId); },

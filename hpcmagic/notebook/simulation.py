@@ -28,6 +28,7 @@ ASK_S = 0.1
 ANSWER_S = 5.0
 CAUSE_S = 3.0
 GLANCE_S = 0.3
+FIRST_S = 1.0
 LOOK_S = 1.0
 PICTURE_S = 10.0
 
@@ -105,10 +106,12 @@ class Steer:
     def series(self, name: str) -> tuple[Any, Any]:
         """Give a curve from the start of the run: its steps and its values, as NumPy arrays (else `array.array`)."""
         with self._watched(fresh=True) as mirror:
+            mirror.wait(lambda: mirror.curves or news_of(mirror).over, COMES_S)  # it may only be about to begin
             mirror.wait(lambda: name in mirror.curves or news_of(mirror).over, LOOK_S)
             if name not in mirror.curves:
                 raise SteerError(
-                    f"No numbers were published as {name!r}; there is {', '.join(mirror.curves) or 'nothing yet'}.",
+                    f"No numbers were published as {name!r}; there is {', '.join(mirror.curves) or 'nothing'}"
+                    f"{_said_over(news_of(mirror))}.",
                     f"In the simulation: `live.publish({name}=…)`.",
                 )
             with mirror.changed:
@@ -139,11 +142,13 @@ class Steer:
             There is no such field, or none came within `timeout` seconds.
         """
         with self._watched() as mirror:
+            mirror.wait(lambda: news_of(mirror).fields or news_of(mirror).over, COMES_S)
             mirror.wait(lambda: name in news_of(mirror).fields or news_of(mirror).over, LOOK_S)
             if name not in news_of(mirror).fields:
-                there = ", ".join(news_of(mirror).fields) or "none yet"
+                there = ", ".join(news_of(mirror).fields) or "none"
                 raise SteerError(
-                    f"There is no field {name!r}; there is {there}.", "In the simulation: `live.field(…)`."
+                    f"There is no field {name!r}; there is {there}{_said_over(news_of(mirror))}.",
+                    "In the simulation: `live.field(…)`.",
                 )
             former = mirror.pictures.get(name)
             mirror.want(name, pixels)
@@ -271,14 +276,18 @@ class Steer:
 
     def _rank(self) -> int:
         """Find the rank that answers for the newest simulation; wait for it a little while a cell runs."""
-        deadline = time.monotonic() + COMES_S
+        began_s = time.monotonic()
         while True:
             answers = self._asked(range(self._session.size))
             rank = _leader(answers)
-            busy = bool(self._cells.live()) and time.monotonic() < deadline
-            if rank is not None and (answers[rank]["alive"] or not busy):
+            busy = bool(self._cells.live()) and time.monotonic() < began_s + COMES_S
+            if rank is not None and answers[rank]["alive"]:
+                by_itself = rank > 0 and answers[rank]["size"] == 1  # so may be a lower one, in a moment
+                if not by_itself or time.monotonic() > began_s + FIRST_S:
+                    return rank
+            elif rank is not None and not busy:
                 return rank
-            if not busy:
+            elif not busy:
                 raise self._nobody(answers)
             time.sleep(ASK_S)
 
@@ -359,6 +368,10 @@ def event_in_words(event: Event) -> str:
     if event.refused:
         return f"{event.user}: {event.verb} refused: {event.refused}"
     return f"{what} applied at step {event.step} ({event.user})"
+
+
+def _said_over(news: News) -> str:
+    return f", and the simulation is over: {news.over}" if news.over else ""
 
 
 def _bound(value: float | None) -> str:

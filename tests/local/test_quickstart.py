@@ -4,23 +4,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from traitlets.config import Config
+from executed import execute, figures, texts
 
 QUICKSTART = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
-CELL_LIMIT_S = 120
-
-
-def execute(notebook):
-    """Run all cells of a notebook in a kernel that nobody sits at."""
-    config = Config(KernelManager={"transport": "ipc"})
-    NotebookClient(notebook, timeout=CELL_LIMIT_S, kernel_name="python3", config=config).execute()
-
-
-def texts(notebook):
-    """All that the cells printed and showed as text, in order."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
 @pytest.mark.parametrize(("mpi", "world"), [("auto", "MPI world of 4"), ("none", "no MPI")])
@@ -31,12 +17,12 @@ def test_runs_here(tmp_path, monkeypatch, mpi, world):
     monkeypatch.setenv("HPCMAGIC_MPI", mpi)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     notebook = nbformat.read(QUICKSTART, as_version=4)
+    monkeypatch.chdir(tmp_path)
     execute(notebook)
     said = texts(notebook)
     assert world in said
     assert "four ranks measured what one process measures" in said
-    figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(figures) == 1
+    assert len(figures(notebook)) == 1
     assert [path.name for path in sessions.iterdir()] == ["ended"]
     assert list(sessions.rglob("*.key")) == []
 

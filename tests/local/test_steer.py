@@ -69,8 +69,9 @@ def running(session, source, **options):
 
 
 @pytest.fixture(autouse=True)
-def place(request, tmp_path):
+def place(request, tmp_path, monkeypatch):
     """Have the ranks work in a directory of the test's own: logs come there."""
+    monkeypatch.chdir(tmp_path)
     if "session" in request.fixturenames:
         request.getfixturevalue("session").run(f"import os; os.chdir({str(tmp_path)!r})")
     yield tmp_path
@@ -332,6 +333,25 @@ def test_rank_leaves(session, who, how):
     works(session)
 
 
+@pytest.mark.parametrize("who", [0, 2])
+def test_rank_never_comes(session, who):
+    """A rank that raises before its loop is named likewise."""
+    source = f"""
+    from hpcmagic import steer
+    import time
+    live = steer.live(comm)
+    if rank == {who}:
+        raise RuntimeError("on purpose")
+    for step in live.steps(1000):
+        time.sleep(0.005)
+    """
+    with soon(NAMED_S + 5):
+        error = raised(session, textwrap.dedent(source))
+    assert error.ranks == (0, 1, 2, 3)
+    assert error.text.count(f"Rank {who} has left the loop of this simulation before its first step") >= 1
+    works(session)
+
+
 def test_rank_leaves_behind_a_slow_one(own_session):
     """Of many ranks one leaves that would have passed words on; those behind it hear of it all the same."""
     session = own_session(nodes=7)
@@ -441,6 +461,55 @@ def test_interrupts_while_changes_pour_in(session):
             with pytest.raises(hpcmagic.RankError):
                 handle.result(timeout=SOON_S)
             eventually(lambda m=mirror, numbers=told: all(m.outcome(number) for number in numbers))
+    works(session)
+
+
+def test_interrupted_anywhere(session):
+    """Interrupts at any moment, on all ranks at slightly other moments: nothing is half done, no rank is left behind."""
+    source = """
+    import random, signal, threading, time
+    from hpcmagic import steer
+    from hpcmagic.engine import steering
+    from hpcmagic.engine.patience import patience
+    from hpcmagic.errors import SteerError
+
+    desk, chance, torn, ended = steering.here().desk, random.Random(rank), 0, []
+
+    def lock_is_free():
+        got = []
+        def take():
+            got.append(desk._changed.acquire(timeout=5))
+            if got[0]:
+                desk._changed.release()
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        return got[0]
+
+    for turn in range({turns}):
+        live = steer.live({comm})
+        timer = threading.Timer(chance.uniform(0, 0.01), signal.pthread_kill, (threading.main_thread().ident, 2))
+        try:
+            timer.start()
+            for step in live.steps(10**9):
+                live.param(f"p{{step % 9}}", 0)
+                live.publish(a=step, b=1.0, **{{f"c{{step % 9}}": 2}})
+        except (KeyboardInterrupt, SteerError) as error:
+            ended.append(type(error).__name__)
+        try:
+            timer.join()
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            pass
+        for series in live._run.series.values():
+            _, steps, values = series._now
+            torn += len(steps) != len(values)
+        comm.Barrier()
+    (torn, patience._depth, lock_is_free(), len(ended))
+    """
+    for own, turns in (("None", 25), ("comm", 20)):
+        told = session.run(textwrap.dedent(source.format(comm=own, turns=turns)), timeout=60)
+        assert told.same() == (0, 0, True, turns)
     works(session)
 
 

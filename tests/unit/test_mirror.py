@@ -56,6 +56,12 @@ class Watched:
             assert not thread.is_alive()
 
 
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Steering logs come into a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def watched():
     made = Watched()

@@ -171,7 +171,14 @@ def test_steering(monkeypatch):
     """One simulation at a time; a second one inside the first's loop is refused, and the first goes on."""
     monkeypatch.setattr(steering, "_here", None)
     made = steering.Steering(None)
-    assert made.watch({}) | {"began": 0} == {"status": "ok", "run": 0, "alive": False, "cell": "", "began": 0}
+    assert made.watch({}) | {"began": 0} == {
+        "status": "ok",
+        "run": 0,
+        "size": 0,
+        "alive": False,
+        "cell": "",
+        "began": 0,
+    }
     made.cell = "one"
     first = steer.live()
     steps = first.steps(10)
@@ -183,17 +190,30 @@ def test_steering(monkeypatch):
     with pytest.raises(SteerError, match="gone through already"):
         next(again)
     assert next(steps) == 1
-    assert made.watch({}) | {"began": 0} == {"status": "ok", "run": 1, "alive": True, "cell": "one", "began": 0}
-    made.cell_over()
+    assert made.watch({}) | {"began": 0} == {
+        "status": "ok",
+        "run": 1,
+        "size": 1,
+        "alive": True,
+        "cell": "one",
+        "began": 0,
+    }
+    made.cell_over(failed=False)
     assert not made.watch({})["alive"]
     assert made.desk.run.over == "the ranks have left the loop"
     waiting = steer.live()
+    made.cell_over(failed=False)
     assert made.watch({})["alive"]  # its loop may be in the next cell
     other = steer.live()
     with pytest.raises(SteerError, match="This simulation is over"):
         next(waiting.steps(1))
     assert list(other.steps(3)) == [0, 1, 2]
     assert made.desk.run.number == 3
+    never = steer.live()
+    made.cell_over(failed=True)
+    assert not made.watch({})["alive"]
+    with pytest.raises(SteerError, match="This simulation is over"):
+        next(never.steps(1))
 
 
 def test_how_it_ended(monkeypatch):
@@ -264,6 +284,7 @@ def test_communicators(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         communicators.words_for(user)
     first = communicators.words_for(user)
+    first.clean = True
     assert user.made == 1  # what an interrupt has left under way is gone on with
     second = communicators.words_for(user)
     assert second._comm is first._comm

@@ -1,0 +1,49 @@
+"""The notebooks that steer simulations, as they are shipped: their own assertions hold, and a figure comes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from executed import execute, figures, texts
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@pytest.fixture
+def lammps():
+    """LAMMPS with its Python module; CI must have it."""
+    if not (shutil.which("lmp") and Path("/usr/lib/python3/dist-packages/lammps").exists()):
+        lacking = "LAMMPS is missing: sudo apt-get install lammps python3-lammps liblammps-dev"
+        if os.environ.get("CI") == "true":
+            pytest.fail(lacking, pytrace=False)
+        pytest.skip(lacking)
+
+
+@pytest.mark.parametrize("name", ["waves", "whirls", "atoms"])
+def test_steered(request, tmp_path, monkeypatch, name):
+    """It passes, its change is applied, its log lies beside the run, and it leaves neither session nor key."""
+    if name == "atoms":
+        request.getfixturevalue("lammps")
+    sessions = tmp_path / "d"
+    monkeypatch.setenv("HPCMAGIC_SESSION_DIR", str(sessions))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    monkeypatch.chdir(tmp_path)
+    execute(notebook)
+    assert "applied at step" in texts(notebook)
+    assert len(figures(notebook)) == 1
+    assert list(tmp_path.glob("steering-*.jsonl"))
+    assert [path.name for path in sessions.iterdir()] == ["ended"]
+    assert list(sessions.rglob("*.key")) == []
+
+
+@pytest.mark.parametrize("name", ["waves", "whirls", "atoms"])
+def test_shipped_clean(name):
+    """It is shipped without outputs, and names its profile in one place."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in code if cell.outputs or cell.execution_count] == []
+    assert sum(cell.source.count('"local"') for cell in code) == 1
