@@ -1,8 +1,9 @@
-"""Make docs/quickstart.png anew: the figure that the quickstart notebook draws, made small for the README.
+"""Make the figures that notebooks draw anew, small enough for the documents: docs/quickstart.png, docs/images/*.png.
 
-    python docs/figures.py
+    python docs/figures.py [quickstart|waves|whirls|atoms …]
 
-It runs the notebook on four ranks of this machine. docs/architecture.svg is drawn by hand.
+It runs the notebooks on this machine; all of them where none is named. atoms needs LAMMPS (docs/simulations.md).
+docs/architecture.svg is drawn by hand.
 """
 
 from __future__ import annotations
@@ -14,15 +15,31 @@ from pathlib import Path
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
+DOCS = REPO / "docs"
+FIGURES = {
+    "quickstart": DOCS / "quickstart.png",
+    "waves": DOCS / "images" / "waves.png",
+    "whirls": DOCS / "images" / "whirls.png",
+    "atoms": DOCS / "images" / "atoms.png",
+}
 WIDTH = 880
 
 
 def main() -> None:
-    """Run the notebook, shrink its figure."""
-    subprocess.run([sys.executable, "notebooks/show.py", "notebooks/quickstart.ipynb"], cwd=REPO, check=True)
-    with Image.open(REPO / "build" / "quickstart.png") as figure:
+    """Run the notebooks, shrink their figures."""
+    for name in sys.argv[1:] or FIGURES:
+        make(name, FIGURES[name])
+
+
+def make(name: str, path: Path) -> None:
+    """Run one notebook, shrink its figure."""
+    subprocess.run([sys.executable, "notebooks/show.py", f"notebooks/{name}.ipynb"], cwd=REPO, check=True)
+    with Image.open(REPO / "build" / f"{name}.png") as figure:
         small = figure.convert("RGB").resize((WIDTH, figure.height * WIDTH // figure.width))
-    small.save(REPO / "docs" / "quickstart.png", optimize=True)
+    if path.parent.name == "images":  # of few hues: 256 colours show the same in a third of the bytes
+        path.parent.mkdir(exist_ok=True)
+        small = small.quantize(256, Image.Quantize.MAXCOVERAGE)
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ from pathlib import Path
 import nbformat
 import pytest
 from executed import execute, figures, texts
+from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+MODULES = Path("/usr/lib/python3/dist-packages")  # Debian's, where its LAMMPS lies
 
 
 @pytest.fixture
 def lammps():
     """LAMMPS with its Python module; CI must have it."""
-    if not (shutil.which("lmp") and Path("/usr/lib/python3/dist-packages/lammps").exists()):
+    module, library = MODULES / "lammps", Path("/usr/lib").glob("*/liblammps.so")
+    if not (shutil.which("lmp") and module.exists() and any(library)):
         lacking = "LAMMPS is missing: sudo apt-get install lammps python3-lammps liblammps-dev"
         if os.environ.get("CI") == "true":
             pytest.fail(lacking, pytrace=False)
@@ -37,6 +40,19 @@ def test_steered(request, tmp_path, monkeypatch, name):
     assert list(tmp_path.glob("steering-*.jsonl"))
     assert [path.name for path in sessions.iterdir()] == ["ended"]
     assert list(sessions.rglob("*.key")) == []
+
+
+def test_without_lammps(tmp_path, monkeypatch):
+    """Where LAMMPS is missing the notebook says so, and what to install, in its first cell on the ranks."""
+    monkeypatch.setenv("HPCMAGIC_SESSION_DIR", str(tmp_path / "d"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    notebook = nbformat.read(NOTEBOOKS / "atoms.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if str(MODULES) in cell.source)
+    first.source = first.source.replace(str(MODULES), str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CellExecutionError, match="LAMMPS is missing on the ranks"):
+        execute(notebook)
+    assert "apt-get install lammps python3-lammps liblammps-dev" in notebook.cells[0].source
 
 
 @pytest.mark.parametrize("name", ["waves", "whirls", "atoms"])
