@@ -52,7 +52,7 @@ class Live(Protocol):
         name: str,
         default: Any,
         *,
-        min: float | None = None,  # noqa: A002  # the contract
+        min: float | None = None,  # noqa: A002  # what users type
         max: float | None = None,  # noqa: A002
         check: Any = None,
     ) -> Any:

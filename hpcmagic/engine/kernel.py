@@ -115,7 +115,7 @@ class RankKernel(IPythonParallelKernel):
     async def _reply_to(self, frames: Any, cell: str) -> Reply:
         try:
             message = from_frames(frames)
-        except Exception as error:  # a module that the notebook alone has
+        except Exception as error:  # loading runs the user's imports and __setstate__: any error, told as the cell's
             return Reply(self.engine_id, raised=raised_by(error))
         return await self.cells.answer(message, cell)
 
@@ -255,7 +255,7 @@ class RankEngine(ipp_engine.IPEngine):
         self.registration_url = f"{interface}:{self.connection.engine['registration']}"
         self.connection_info = {**self.connection.engine, "interface": interface}
         be_careful_client(self.context)
-        ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # the stock method, replaced here, does
+        ipp_engine.util._disable_session_extract_dates()  # noqa: SLF001  # load_connection_file, replaced here, does so
         self.session = Envelope(parent=self)
 
     def init_engine(self) -> None:
@@ -298,7 +298,7 @@ def _open_pipe(iopub: Any) -> None:
 
     A rank that a cell has left without descriptors could not do so any more, and would never answer.
     """
-    _ = iopub._event_pipe  # noqa: SLF001  # a property that opens it
+    _ = iopub._event_pipe  # noqa: SLF001  # a property that opens it; there is no public way
 
 
 def _name_of(raised: Raised | None) -> str:

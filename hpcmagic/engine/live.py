@@ -82,7 +82,7 @@ class Live:
         finally:
             self.leave(why)
 
-    def param(self, name: str, default: Any, *, min: Any = None, max: Any = None, check: Any = None) -> Any:  # noqa: A002  # the contract
+    def param(self, name: str, default: Any, *, min: Any = None, max: Any = None, check: Any = None) -> Any:  # noqa: A002  # what users type
         """Give a parameter's value: the same on every rank at the same step."""
         if name not in self._declared:
             param = declared(name, default, min, max)

@@ -44,6 +44,14 @@ class _Stranger:
         (self.channel or self.sock).close()
 
 
+@dataclass
+class _Door:
+    """What listens, and what waits for all who have come."""
+
+    listening: socket.socket
+    waiting: selectors.BaseSelector
+
+
 class BulkPort:
     """Listens once the first connection is announced; a thread of its own welcomes who comes."""
 
@@ -54,8 +62,7 @@ class BulkPort:
         self._greeted: set[str] = set()  # come, and about to show the key
         self._channels: dict[str, Channel] = {}
         self._changed = threading.Condition()
-        self._listening: socket.socket | None = None
-        self._waiting: selectors.BaseSelector
+        self._door: _Door | None = None
         self._strangers: list[_Stranger] = []
 
     def invite(self, invitation: Invitation) -> tuple[str, int, bool]:
@@ -69,10 +76,13 @@ class BulkPort:
                 self._shared[invitation.channel] = shared
             self._forget_cut()
             try:
-                if self._listening is None:
-                    self._listening, self._waiting = self._listen()
-                    threading.Thread(target=self._welcome_all, name="hpcmagic-bulk-port", daemon=True).start()
-                os.close(os.dup(self._listening.fileno()))  # is there a descriptor for the connection?
+                if self._door is None:
+                    self._door = self._listen()
+                    welcome_all = threading.Thread(
+                        target=self._welcome_all, args=(self._door,), name="hpcmagic-bulk-port", daemon=True
+                    )
+                    welcome_all.start()
+                os.close(os.dup(self._door.listening.fileno()))  # is there a descriptor for the connection?
             except OSError:
                 self._let_go(invitation.channel)
                 raise
@@ -80,15 +90,15 @@ class BulkPort:
             while len(self._invited) > INVITATIONS:
                 forgotten, _ = self._invited.popitem(last=False)
                 self._let_go(forgotten)
-            host, port = self._listening.getsockname()[:2]
+            host, port = self._door.listening.getsockname()[:2]
         return host, port, shared is not None
 
-    def _listen(self) -> tuple[socket.socket, selectors.BaseSelector]:
+    def _listen(self) -> _Door:
         """Open all that the thread needs: were a descriptor lacking there, nobody would ever be let in."""
         listening = socket.create_server((listen_address(self.request), 0), backlog=128)
         listening.setblocking(False)
         try:
-            return listening, selectors.DefaultSelector()
+            return _Door(listening, selectors.DefaultSelector())
         except OSError:
             listening.close()
             raise
@@ -129,23 +139,21 @@ class BulkPort:
                 channel.close()
                 del self._channels[name]
 
-    def _welcome_all(self) -> None:
-        assert self._listening is not None  # noqa: S101  # set before this thread began
-        with self._waiting as waiting:
-            waiting.register(self._listening, selectors.EVENT_READ, None)
+    def _welcome_all(self, door: _Door) -> None:
+        with door.waiting as waiting:
+            waiting.register(door.listening, selectors.EVENT_READ, None)
             while True:
                 for key, _ in waiting.select(1.0 if self._strangers else None):
                     if key.data is None:
-                        self._accept(waiting)
+                        self._accept(door.listening, waiting)
                     elif key.data in self._strangers:  # it may have given way just now
                         self._hear(waiting, key.data)
                 for stranger in [s for s in self._strangers if time.monotonic() - s.since_s > PROVE_S]:
                     self._part(waiting, stranger)
 
-    def _accept(self, waiting: selectors.BaseSelector) -> None:
-        assert self._listening is not None  # noqa: S101  # as above
+    def _accept(self, listening: socket.socket, waiting: selectors.BaseSelector) -> None:
         try:
-            sock, _ = self._listening.accept()
+            sock, _ = listening.accept()
         except OSError:  # gone again, or no descriptor left
             time.sleep(0.01)
             return

@@ -107,7 +107,7 @@ class File:
     def require_known(self, folder: str) -> None:
         """Refuse a kind that no rank reads or writes; a name without a suffix that is not here is left to them."""
         file = self.absolute(folder)
-        if Path(file.path).suffix or os.path.exists(file.path):  # noqa: PTH110  # no error where we may not look
+        if Path(file.path).suffix or os.path.exists(file.path):  # noqa: PTH110  # Path.exists raises where we may not look
             file.kind()
 
 

@@ -155,11 +155,7 @@ class Steer:
             mirror.wait(lambda: mirror.pictures.get(name) is not former or _stands(news_of(mirror)), timeout)
             picture = mirror.pictures.get(name)
             if picture is None:
-                said = [warning for warning in news_of(mirror).warnings if f"field {name}" in warning]
-                raise SteerError(
-                    f"No picture of {name!r} came within {timeout:g} s{f': {said[-1]}' if said else ''}.",
-                    "The simulation must go on, and call `live.field` on all ranks at the same steps.",
-                )
+                raise _no_picture(name, news_of(mirror), timeout)
             return picture.as_array()
 
     def events(self) -> list[Event]:
@@ -368,6 +364,25 @@ def event_in_words(event: Event) -> str:
     if event.refused:
         return f"{event.user}: {event.verb} refused: {event.refused}"
     return f"{what} applied at step {event.step} ({event.user})"
+
+
+def _no_picture(name: str, news: News, timeout: float) -> SteerError:
+    """Say why: pictures are made at steps, of fields that somebody looks at."""
+    if news.over:
+        return SteerError(
+            f"The simulation is over ({news.over}), and nobody had looked at {name!r}: no picture of it was made.",
+            "Run it again, and look while it runs.",
+        )
+    if news.paused:
+        return SteerError(
+            f"The simulation is paused, and nobody had looked at {name!r} before: there is no picture of it yet.",
+            "It comes as the simulation goes on: `session.steer.resume()`, or `%steer resume`.",
+        )
+    said = [warning for warning in news.warnings if f"field {name}" in warning]
+    return SteerError(
+        f"No picture of {name!r} came within {timeout:g} s{f': {said[-1]}' if said else ''}.",
+        "The simulation must go on, and call `live.field` on all ranks at the same steps.",
+    )
 
 
 def _said_over(news: News) -> str:

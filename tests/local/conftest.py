@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import subprocess
 import tempfile
 from itertools import count
 
@@ -98,6 +99,18 @@ def home(tmp_path, monkeypatch):
     yield tmp_path
     for found in all_found(resolve({})):
         stop_found(found)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB, mounted for the test."""
+    path = tmp_path / "disk"
+    path.mkdir(mode=0o700)
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(path)]
+    if os.getuid() != 0 or subprocess.run(mounting, capture_output=True, timeout=20).returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=20)
 
 
 @pytest.fixture

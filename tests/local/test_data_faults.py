@@ -6,7 +6,6 @@ docs/faults.md lists them. Four ranks serve all tests here that leave them alive
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 
@@ -382,18 +381,6 @@ def test_value_that_cannot_be_loaded(ranks, unloadable):
 
 
 # ---- files
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 4 MB, mounted for the test."""
-    path = tmp_path / "disk"
-    path.mkdir(mode=0o700)
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(path)]
-    if os.getuid() != 0 or subprocess.run(mounting, capture_output=True, timeout=20).returncode != 0:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=20)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.h5", "x.zarr", "x.parquet"])

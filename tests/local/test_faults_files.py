@@ -4,7 +4,6 @@ docs/faults.md lists them.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,18 +22,6 @@ from hpcmagic.wire.messages import OUTPUT_LIMIT_NBYTES
 
 DAY_S = 86400
 GIGABYTE = 10**9
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 4 MB, mounted for the test."""
-    path = tmp_path / "disk"
-    path.mkdir(mode=0o700)
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(path)]
-    if os.getuid() != 0 or subprocess.run(mounting, capture_output=True, timeout=20).returncode != 0:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=20)
 
 
 @pytest.fixture

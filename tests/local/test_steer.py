@@ -674,6 +674,25 @@ def test_no_such_field(session):
         two_lines(caught)
 
 
+def test_field_that_nobody_looked_at(session):
+    """Pictures are made at steps: a paused simulation and one that is over say that there is none."""
+    with running(session, simulation()) as handle:
+        session.steer.pause()
+        with pytest.raises(SteerError, match="paused, and nobody had looked at 'u'") as caught:
+            session.steer.field("u")
+        two_lines(caught)
+        session.steer.resume()
+        assert session.steer.field("u", timeout=SOON_S).size
+        session.steer.stop()
+        handle.result(timeout=SOON_S)
+    assert session.steer.field("u").size  # kept
+    session.steer.close()  # or it would look at the next one too
+    session.run(HEALTHY)
+    with pytest.raises(SteerError, match=r"over \(.*\), and nobody had looked at 'u'") as caught:
+        session.steer.field("u")
+    two_lines(caught)
+
+
 def test_no_simulation(own_session):
     """Without a simulation there is nothing to steer, with or without MPI; without it each rank has its own."""
     session = own_session(nodes=2, mpi="none")

@@ -116,9 +116,9 @@ def port(monkeypatch, loopback, clock, watched):
     monkeypatch.setattr(port_module.selectors, "DefaultSelector", lambda: contextlib.nullcontext(watched))
     welcome_all = BulkPort._welcome_all
 
-    def until_over(self):
+    def until_over(self, door):
         with contextlib.suppress(Over):
-            welcome_all(self)
+            welcome_all(self, door)
 
     monkeypatch.setattr(BulkPort, "_welcome_all", until_over)
     port = BulkPort(REQUEST)
@@ -128,7 +128,12 @@ def port(monkeypatch, loopback, clock, watched):
             watched.end()
             thread.join(WAITS_S)
             assert not thread.is_alive()
-    for closed in [*port._strangers, *port._channels.values(), *port._shared.values(), port._listening]:
+    for closed in [
+        *port._strangers,
+        *port._channels.values(),
+        *port._shared.values(),
+        port._door and port._door.listening,
+    ]:
         if closed is not None:
             closed.close()
 
@@ -139,7 +144,7 @@ def knock(port):
     opened = []
 
     def knock(data=b""):
-        sock = socket.create_connection(port._listening.getsockname(), timeout=WAITS_S)
+        sock = socket.create_connection(port._door.listening.getsockname(), timeout=WAITS_S)
         opened.append(sock)
         sock.sendall(data)
         return sock
@@ -217,10 +222,10 @@ def test_frames_pass(port, join):
 
 def test_where_it_listens(port):
     """Nothing listens before the first connection is announced; then one port does, on one address."""
-    assert port._listening is None
+    assert port._door is None
     hosts = {port.invite(Invitation.fresh())[:2] for _ in range(3)}
     assert len(hosts) == 1
-    assert hosts == {port._listening.getsockname()}
+    assert hosts == {port._door.listening.getsockname()}
     assert next(iter(hosts))[0] == "127.0.0.1"
 
 
@@ -362,7 +367,7 @@ def test_shared(port, join, memory):
     """The rank maps the memory that a connection was announced with, and says that it does; it is that connection's."""
     invitation = Invitation.fresh(memory.name)
     assert port.invite(invitation)[2] is True
-    host, number = port._listening.getsockname()
+    host, number = port._door.listening.getsockname()
     memory.unlink()
     channel = connect(host, number, invitation, SESSION)
     own = port.channel(invitation.channel)
@@ -574,7 +579,7 @@ def test_no_descriptor(port, knock, monkeypatch, clock):
     invited(port)
     slept = []
     monkeypatch.setattr(port_module.time, "sleep", slept.append)
-    listening = port._listening
+    listening = port._door.listening
     refused = []
 
     class Full:
@@ -587,9 +592,9 @@ def test_no_descriptor(port, knock, monkeypatch, clock):
         def __getattr__(self, name):
             return getattr(listening, name)
 
-    port._listening = Full()
+    port._door.listening = Full()
     invitation = invited(port)
     knock(greeting(invitation))
     assert port.channel(invitation.channel)
     assert (refused, len(slept)) == ([1], 1)
-    port._listening = listening
+    port._door.listening = listening

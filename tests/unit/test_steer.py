@@ -1,6 +1,7 @@
 """The same simulation where nobody can watch it: it runs, costs nothing, and applies a log again."""
 
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from two_lines import two_lines
 
 from hpcmagic import steer
 from hpcmagic.engine import communicators, steering
-from hpcmagic.engine.desk import Desk
+from hpcmagic.engine.desk import Batch, Desk
+from hpcmagic.engine.fields import Part
 from hpcmagic.engine.live import Live
-from hpcmagic.engine.words import Words
+from hpcmagic.engine.words import Words, loaded
 from hpcmagic.errors import SteerError
 
 
@@ -272,6 +274,16 @@ class Comm:
     def Iallreduce(self, own, least, _op):  # noqa: N802  # mpi4py's name
         least[0] = own[0]
         return Pending()
+
+
+def test_only_words_are_loaded():
+    """A pickle that another rank may have forged makes our messages, and calls nothing else."""
+    part = Part(1, ((0, 2),), 7, (1, 2), 0.0, 1.0, b"ab")
+    assert loaded(bytearray(pickle.dumps((3, part)))) == (3, part)
+    assert loaded(bytearray(pickle.dumps(Batch((("dt", 0.5),))))) == Batch((("dt", 0.5),))
+    for forged in (pickle.dumps(print), pickle.dumps((1, Desk)), b"cos\nsystem\n(Vtrue\ntR."):
+        with pytest.raises(pickle.UnpicklingError, match="is no word of a simulation's"):
+            loaded(bytearray(forged))
 
 
 def test_communicators(monkeypatch):
