@@ -88,7 +88,7 @@ class OptionParser(argparse.ArgumentParser):
         """Cut the first word off, quotes and braces kept together."""
         match = re.match(r"""(?:\{[^}]*\}|[^\s"'{]|\{|"[^"]*"|'[^']*')+""", text)
         if match is None and text[:1] in ("'", '"'):
-            raise ProfileError(f"The quote behind {option} is never closed: {text[:60]}.", "Close it.")
+            raise _unclosed(option, text)
         if match is None or re.match(r"--?[A-Za-z]", text):
             raise ProfileError(
                 f"{self.prog}: {option} lacks its value.",
@@ -96,10 +96,14 @@ class OptionParser(argparse.ArgumentParser):
             )
         word, rest = match[0], text[match.end() :]
         if rest[:1] in ("'", '"'):
-            raise ProfileError(f"The quote behind {option} is never closed: {text[:60]}.", "Close it.")
+            raise _unclosed(option, text)
         return re.sub(
             r"""(\{[^}]*\})|"([^"]*)"|'([^']*)'""", lambda m: m[1] or m[2] or m[3] or "", word
         ), rest.lstrip()
+
+
+def _unclosed(option: str, text: str) -> ProfileError:
+    return ProfileError(f"The quote behind {option} is never closed: {' '.join(text.split())[:60]}.", "Close it.")
 
 
 def add_resources(parser: OptionParser) -> None:

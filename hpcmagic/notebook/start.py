@@ -172,6 +172,7 @@ def dry_run(session: str | None = None, **options: Any) -> str:
     resources, launcher = plan(options)
     resources = launcher.completed(resources)
     name = session or frontend.session_name()[0]
+    require_name(name)
     return launcher.script(JobSpec(name, SessionDirectory(resources.directory / name), resources))
 
 

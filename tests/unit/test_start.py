@@ -304,6 +304,8 @@ def test_directory_is_private(desk):
 def test_dry_run(desk, capsys):
     """A dry run shows the script; it submits nothing, writes nothing, and names the session that it would be."""
     assert "demo" in start.dry_run("demo", nodes=4)
+    with pytest.raises(ProfileError, match="is not a name for a session"):
+        start.dry_run("../demo", nodes=4)
     assert not desk.launcher.jobs
     assert not Resources().directory.exists()
 
