@@ -38,7 +38,7 @@ bench: $(VENV)/.has-test ## the figures, against stock ipyparallel in the same r
 	@$(BIN)/python benchmarks/all.py
 
 packages:
-	@.ci/install $$(tests/slurm/cluster packages) chromium $(LAMMPS) || echo "Going on without: tests that need them will say so."
+	@.ci/install $$(tests/slurm/cluster packages) chromium tmux $(LAMMPS) || echo "Going on without: tests that need them will say so."
 
 $(VENV)/.has-%: pyproject.toml | $(BIN)/pip
 	@echo "Installing .[$*] into $(VENV)"
