@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcmagic.engine.desk import QUIET, Batch, Desk
@@ -29,6 +30,15 @@ from hpcmagic.errors import SteerError
 PAUSED_LOOK_S = 0.05
 BEFORE = -1  # the first step
 Schedule = Mapping[int, Sequence[tuple[str, Any]]]  # by step: parameters to be set; no name = stop
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a rank has given of a field, for whoever looks at it while the simulation is paused."""
+
+    step: int
+    box: Any
+    array: Callable[[], Any]  # None once it is gone
 
 
 class Live:
@@ -52,6 +62,7 @@ class Live:
         self._step = BEFORE
         self.in_loop = self.left = False
         self._collect: Collect | None = None
+        self._given: dict[str, Given] = {}  # by field: in the step that is being done, or was before a pause
         self._ended = False  # whether all know that the loop is over
         self._gauge = Gauge(words.size)
         self._run.share = share
@@ -103,19 +114,24 @@ class Live:
         """Show this rank's part of a field, if somebody looks."""
         if self.rank == 0 and name not in self._run.fields:
             self._run.fields[name] = ()
-        collect = self._collect
-        if collect is None or collect.name != name:
+        self._given[name] = Given(self._step, box, _kept(array))
+        if self._collect is None or self._collect.name != name:
             return
-        self._collect = None
-        began_s, work_s = time.perf_counter(), time.thread_time()
-        part = self._part(collect, array, box)
-        part = replace(part, cost_s=time.thread_time() - work_s)
+        began_s = time.perf_counter()
         with patience:
-            if self.rank == 0:
-                self._pictures.take(0, part)
-            else:
-                self._words.tell_root(PART, part)
+            self._show(self._collect, self._step, array, box)
         self._gauge.ours_s += time.perf_counter() - began_s
+
+    def _show(self, collect: Collect, step: int, array: Any, box: Any) -> None:
+        """Give rank 0 this rank's part of a picture."""
+        self._collect = None
+        work_s = time.thread_time()
+        part = self._part(collect, array, box)
+        part = replace(part, step=step, cost_s=time.thread_time() - work_s)
+        if self.rank == 0:
+            self._pictures.take(0, part)
+        else:
+            self._words.tell_root(PART, part)
 
     def _part(self, collect: Collect, array: Any, box: Any) -> Part:
         if not hasattr(array, "shape"):
@@ -140,6 +156,7 @@ class Live:
                     f"A step is {step!r}.", "Steps are whole numbers: `live.steps(1000)`, or an iterable of them."
                 ) from None
             goes_on = self._lead() if self.rank == 0 else self._follow()
+            self._given.clear()
             now = time.perf_counter()
             self._gauge.boundary(now - began_s, self._words.waited_s - waited_s)
             if self._gauge.is_due(now):
@@ -159,6 +176,7 @@ class Live:
             began_s = time.perf_counter()
             while not self._desk.has_commands():
                 self._hear()
+                self._look()
                 patience.let_through()
                 self._desk.wait_for_command(PAUSED_LOOK_S)
             self._words.waited_s += time.perf_counter() - began_s
@@ -167,6 +185,14 @@ class Live:
                 self._words.tell(BATCH, self._step, batch)
                 self._do(batch)
         return not batch.stop
+
+    def _look(self) -> None:
+        """Ask, while it is paused, for a picture that somebody has not seen."""
+        still = {name: given.step for name, given in self._given.items() if given.array() is not None}
+        if (collect := self._pictures.wish(self._gauge.step_s, still)) is not None:
+            batch = Batch(paused=True, collect=collect)
+            self._words.tell(BATCH, self._step, batch)
+            self._do(batch)
 
     def _wait(self) -> None:
         """Let the other ranks catch up."""
@@ -196,6 +222,9 @@ class Live:
     def _do(self, batch: Batch) -> None:
         self._values.update(batch.changes)
         self._collect = batch.collect or self._collect
+        given = self._given.get(self._collect.name) if batch.paused and self._collect is not None else None
+        if self._collect is not None and given is not None and (array := given.array()) is not None:
+            self._show(self._collect, given.step, array, given.box)
 
     def _hear(self) -> None:
         """Take what other ranks have said.
@@ -232,6 +261,7 @@ class Live:
             return
         with patience.until_later():
             self.left, self.in_loop = True, False
+            self._given.clear()
             if self.rank == 0:
                 if not self._ended:
                     self._words.tell_end(End(0, self._step, why))
@@ -246,3 +276,13 @@ class Live:
             self._run.pulses[0] = pulse
         else:
             self._words.tell_root(PULSE, pulse)
+
+
+def _kept(array: Any) -> Callable[[], Any]:
+    """Give a way to come back to an array: of a view the owner is there anyway; any other lives no longer for us."""
+    if getattr(array, "base", None) is not None:
+        return lambda: array
+    try:
+        return weakref.ref(array)
+    except TypeError:
+        return lambda: None

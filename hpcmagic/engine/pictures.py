@@ -10,7 +10,7 @@ pictures become coarser.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
@@ -57,9 +57,15 @@ class Pictures:
         self._free_s = 0.0  # when the last one is paid for
         self._coarser = 1
 
-    def wish(self, step_s: float) -> Collect | None:
-        """Ask for the picture that has been due longest, if one is."""
+    def wish(self, step_s: float, still: Mapping[str, int] | None = None) -> Collect | None:
+        """Ask for the picture that has been due longest, if one is.
+
+        While the simulation is paused, `still` has the fields that there are, by the step that they are of: of these
+        only what nobody has seen is asked for.
+        """
         wanted = self._desk.wanted()
+        if still is not None:
+            wanted = [one for one in wanted if one.name in still and not self._seen(one, still[one.name])]
         if not wanted:
             return None
         now = time.perf_counter()
@@ -73,11 +79,20 @@ class Pictures:
         if now < self._due_s.get(first.name, 0.0):
             return None
         shape = self._run.fields.get(first.name, ())
-        stride = stride_for(shape, first.pixels) * self._coarser if shape else 0
-        collect = Collect(next(self._frames), first.name, stride, middle(shape))
+        collect = Collect(next(self._frames), first.name, self._stride(first), middle(shape))
         self._asked, self._parts, self._hz = (collect, now), {}, first.hz
         self._due_s[first.name] = now + 1 / first.hz
         return collect
+
+    def _stride(self, wanted: Wanted) -> int:
+        """Give how much a field is thinned; 0 = its size is not known yet."""
+        shape = self._run.fields.get(wanted.name, ())
+        return stride_for(shape, wanted.pixels) * self._coarser if shape else 0
+
+    def _seen(self, wanted: Wanted, step: int) -> bool:
+        """Whether the newest picture is of this step, and as fine as it is wanted."""
+        collect, parts = self._run.pictures.get(wanted.name, (None, {}))
+        return collect is not None and parts[0].step == step and collect.stride <= self._stride(wanted)
 
     def _give_up(self, collect: Collect) -> None:
         self._asked = None

@@ -18,7 +18,7 @@ from hpcmagic.notebook import output
 from hpcmagic.notebook.cell_list import OwnCells
 from hpcmagic.notebook.mirror import Mirror
 from hpcmagic.wire.bulk import Invitation, connect
-from hpcmagic.wire.looks import KINDS, Command, Event, News, Param, plain
+from hpcmagic.wire.looks import KINDS, Command, Event, News, Param, Picture, plain
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
@@ -152,7 +152,7 @@ class Steer:
                 )
             former = mirror.pictures.get(name)
             mirror.want(name, pixels)
-            mirror.wait(lambda: mirror.pictures.get(name) is not former or _stands(news_of(mirror)), timeout)
+            mirror.wait(lambda: mirror.pictures.get(name) is not former or _stands(news_of(mirror), former), timeout)
             picture = mirror.pictures.get(name)
             if picture is None:
                 raise _no_picture(name, news_of(mirror), timeout)
@@ -319,9 +319,9 @@ def _leader(answers: Mapping[int, Mapping[str, Any]]) -> int | None:
     return next(iter([*alive, *(rank for rank, told in led.items() if told["cell"] == newest)]), None)
 
 
-def _stands(news: News) -> bool:
-    """Whether nothing changes but by a command."""
-    return news.paused or bool(news.over)
+def _stands(news: News, picture: Picture | None) -> bool:
+    """Whether there will be no other picture: it is over, or paused and the picture that there is will do."""
+    return bool(news.over) or (news.paused and picture is not None)
 
 
 def news_of(mirror: Mirror) -> News:
@@ -375,7 +375,7 @@ def _no_picture(name: str, news: News, timeout: float) -> SteerError:
         )
     if news.paused:
         return SteerError(
-            f"The simulation is paused, and nobody had looked at {name!r} before: there is no picture of it yet.",
+            f"The simulation is paused, and what it gave of {name!r} is gone: there is no picture of it yet.",
             "It comes as the simulation goes on: `session.steer.resume()`, or `%steer resume`.",
         )
     said = [warning for warning in news.warnings if f"field {name}" in warning]

@@ -674,18 +674,40 @@ def test_no_such_field(session):
         two_lines(caught)
 
 
-def test_field_that_nobody_looked_at(session):
-    """Pictures are made at steps: a paused simulation and one that is over say that there is none."""
-    with running(session, simulation()) as handle:
-        session.steer.pause()
-        with pytest.raises(SteerError, match="paused, and nobody had looked at 'u'") as caught:
-            session.steer.field("u")
+PAUSED = SCRIPT.replace(
+    'live.field("u"', 'live.field("gone", u + 0.0, box=(slice(64 * rank, 64 * rank + 64),))\n    live.field("u"'
+)
+
+
+def test_field_of_a_paused_simulation(session):
+    """Paused, it is drawn from what was given last, and as finely as is asked now; what is gone by then is not."""
+    with running(
+        session, PAUSED.format(steps=10**6, sleep=0.002).replace("box=(slice(0, 64),) if rank == 0 else ", "box=")
+    ) as handle:
+        step = session.steer.pause().step
+        u = session.steer.field("u", timeout=SOON_S)
+        assert u.shape == (1, 256)
+        assert np.isfinite(u).all()
+        assert session.steer.mirror().pictures["u"].step == step - 1
+        frame = session.steer.mirror().pictures["u"].frame
+        time.sleep(0.5)
+        assert session.steer.mirror().pictures["u"].frame == frame  # nothing is drawn again while it stands
+        with pytest.raises(SteerError, match="is paused, and what it gave of 'gone' is gone") as caught:
+            session.steer.field("gone", timeout=1.0)
         two_lines(caught)
         session.steer.resume()
-        assert session.steer.field("u", timeout=SOON_S).size
+        assert session.steer.field("gone", timeout=SOON_S).shape == (1, 256)
         session.steer.stop()
         handle.result(timeout=SOON_S)
-    assert session.steer.field("u").size  # kept
+
+
+def test_field_that_nobody_looked_at(session):
+    """Pictures are made at steps: what was seen last is kept, and of what was not it is said that there is none."""
+    with running(session, simulation()) as handle:
+        session.steer.field("u", timeout=SOON_S)
+        session.steer.stop()
+        handle.result(timeout=SOON_S)
+    assert session.steer.field("u").size
     session.steer.close()  # or it would look at the next one too
     session.run(HEALTHY)
     with pytest.raises(SteerError, match=r"over \(.*\), and nobody had looked at 'u'") as caught:

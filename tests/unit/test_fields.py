@@ -203,6 +203,28 @@ def test_pictures_in_turn(clock):
     assert set(run.pictures) == {"a", "b"}
 
 
+def test_pictures_while_paused(clock):
+    """Of what stands only what nobody has seen is asked for: another field, another step, or finer than it was."""
+    readers = Readers(wants("a", pixels=50), wants("b", pixels=50))
+    shown = Pictures(Run(1, fields={"a": (), "b": ()}), readers, 2)
+
+    def asked(still):
+        names = []
+        for _ in range(200):
+            if (collect := shown.wish(0.01, still)) is not None:
+                names.append((collect.name, collect.stride))
+                answered(shown, collect)
+            clock.now += 0.05
+        return names
+
+    assert asked({"a": 1}) == [("a", 0), ("a", 4)]  # its size first; then it stands
+    assert asked({"a": 1, "b": 1}) == [("b", 0), ("b", 4)]
+    assert asked({"a": 1, "b": 1}) == []
+    assert len(asked({"a": 2})) > 1  # these parts are of step 1
+    readers.wanted = lambda: [wants("a", pixels=100)]
+    assert asked({"a": 1}) == [("a", 2)]
+
+
 @pytest.mark.parametrize("cost_s", [1e-4, 1e-3, 1e-2, 0.1])
 def test_pictures_cost_their_share(clock, cost_s):
     """However much a picture costs the slowest rank, on the whole it is no more than the share; they become coarser."""
