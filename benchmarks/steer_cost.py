@@ -7,11 +7,11 @@ Work
     published, and a field of 1024 × 1024 over both ranks. In every other block nobody is connected to the simulation;
     in the others a notebook fetches curves and pictures of 512 × 512 ten times a second, as the panel does.
 Measured
-    The mean step of each block, without its first quarter, in which the watcher comes or goes: by the clock on rank 0,
-    and the processor's time that a step takes of the two ranks together, all of their threads. 30 pairs of
+    The mean step of each block, without its first quarter, in which the watcher comes or goes: by the clock on rank
+    0, and the processor's time that a step takes of the two ranks together, all of their threads. 30 pairs of
     neighbouring blocks; of their differences, in % of the unwatched step, the mean and its 95 % interval (Student).
-    The two ranks and the watcher share this machine's cores. By the clock, two cores have the watcher's own work to do
-    as well, which in a job is another machine's; the processor's time is the ranks' alone.
+    The two ranks and the watcher share this machine's cores. By the clock, two cores have the watcher's own work to
+    do as well, which in a job is another machine's; the processor's time is the ranks' alone.
 """
 
 from __future__ import annotations

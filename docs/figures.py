@@ -1,6 +1,6 @@
 """Make the figures that notebooks draw anew, small enough for the documents: docs/quickstart.png, docs/images/*.png.
 
-    python docs/figures.py [quickstart|waves|whirls|atoms …]
+    python docs/figures.py [quickstart|waves|whirls|atoms|depth|tuning|rain …]
 
 It runs the notebooks on this machine; all of them where none is named. atoms needs LAMMPS (docs/simulations.md).
 docs/architecture.svg is drawn by hand.
@@ -21,7 +21,11 @@ FIGURES = {
     "waves": DOCS / "images" / "waves.png",
     "whirls": DOCS / "images" / "whirls.png",
     "atoms": DOCS / "images" / "atoms.png",
+    "depth": DOCS / "images" / "depth.png",
+    "tuning": DOCS / "images" / "tuning.png",
+    "rain": DOCS / "images" / "rain.png",
 }
+PHOTOGRAPHS = {"quickstart", "depth"}
 WIDTH = 880
 
 
@@ -36,8 +40,8 @@ def make(name: str, path: Path) -> None:
     subprocess.run([sys.executable, "notebooks/show.py", f"notebooks/{name}.ipynb"], cwd=REPO, check=True)
     with Image.open(REPO / "build" / f"{name}.png") as figure:
         small = figure.convert("RGB").resize((WIDTH, figure.height * WIDTH // figure.width))
-    if path.parent.name == "images":  # of few hues: 256 colours show the same in a third of the bytes
-        path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    if name not in PHOTOGRAPHS:  # of few hues: 256 colours show the same in a third of the bytes
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE)
     small.save(path, optimize=True)
 

@@ -90,17 +90,14 @@ def __getattr__(name: str) -> Any:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics: ``%load_ext hpcmagic``."""
-    from hpcmagic.notebook.magics import HpcMagics
+    """Register the magics, what Tab offers on their lines, and a hint: ``%load_ext hpcmagic``."""
+    from hpcmagic.notebook import extension
 
-    known = shell.magics_manager.registry.get(HpcMagics.__name__)  # after a reload: it holds the sessions
-    shell.register_magics(known or HpcMagics(shell))
+    extension.load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Take the magics away; sessions run on."""
-    from hpcmagic.notebook.magics import MAGICS
+    """Take all of that away; sessions run on."""
+    from hpcmagic.notebook import extension
 
-    for kind, names in MAGICS.items():
-        for name in names:
-            shell.magics_manager.magics[kind].pop(name, None)
+    extension.unload(shell)

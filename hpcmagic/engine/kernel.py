@@ -29,6 +29,7 @@ from traitlets import Type
 
 from hpcmagic.engine.capture import CellStream, RankLog
 from hpcmagic.engine.cells import CellRunner, RankShell, describe, no_input
+from hpcmagic.engine.inventory import inventory
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.steering import Steering
 from hpcmagic.engine.tracebacks import raised_by, stand, users_frame
@@ -38,6 +39,8 @@ from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.bulk import Invitation
 from hpcmagic.wire.crypto import be_careful_client, load_key_pair, load_signing_key
 from hpcmagic.wire.envelope import Envelope
+from hpcmagic.wire.health import HEALTH, health
+from hpcmagic.wire.holdings import VARS, to_rows
 from hpcmagic.wire.messages import (
     INTERRUPT,
     JOIN,
@@ -78,6 +81,7 @@ class RankKernel(IPythonParallelKernel):
     shell_class = Type(RankShell)
     shell_channel_thread = AnyTrait(_NoSubshells())
     _supports_kernel_subshells = False
+    directory: SessionDirectory  # set once it is there
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -86,6 +90,8 @@ class RankKernel(IPythonParallelKernel):
         self.control_handlers[WHERE] = self.say_where
         self.control_handlers[JOIN] = self.expect_connection
         self.control_handlers[STEER] = self.show_simulation
+        self.control_handlers[VARS] = self.say_variables
+        self.control_handlers[HEALTH] = self.say_health
         self.log_file = RankLog(2)
         self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
@@ -133,6 +139,17 @@ class RankKernel(IPythonParallelKernel):
         frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # documented, for this
         found = asdict(stand(self.engine_id, self._running, frame))
         self.session.send(stream, f"{WHERE}_reply", found, parent=parent, ident=ident)
+
+    def say_variables(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Say what variables there are (called in the control thread, whether a cell runs or not)."""
+        shell, everything = self.shell, bool(parent["content"].get("everything"))
+        held = inventory(shell.user_ns, shell.user_ns_hidden, everything=everything)
+        self.session.send(stream, f"{VARS}_reply", {"variables": to_rows(held)}, parent=parent, ident=ident)
+
+    def say_health(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Say how this rank and its host are (in the control thread)."""
+        found = asdict(health(self.directory, str(parent["content"].get("token", ""))))
+        self.session.send(stream, f"{HEALTH}_reply", found, parent=parent, ident=ident)
 
     def expect_connection(self, stream: Any, ident: Any, parent: Any) -> None:
         """Note the keys of a connection that will come to the bulk port, say where (in the control thread)."""
@@ -289,6 +306,7 @@ class RankEngine(ipp_engine.IPEngine):
         sys.stdout = CellStream("stdout", shell, sys.stdout, log)
         sys.stderr = CellStream("stderr", shell, sys.stderr, log)
         self.kernel.cells.transfers = Transfers(self.request, self.id, self.comm, shell.user_ns, describe)
+        self.kernel.directory = self.directory
         self.kernel.cells.steering = Steering(self.kernel.cells.transfers.port)
         vars(builtins).update(rank=self.id, size=self.request.ntasks, comm=self.comm, input=no_input)
 

@@ -94,6 +94,10 @@ class Channels:
                 self._closed_nbytes += channel.moved_nbytes
                 channel.close()
 
+    def open_to(self) -> tuple[int, ...]:
+        """Give the ranks that channels are open to."""
+        return tuple(self._open)
+
     def to(self, ranks: Sequence[int], nbytes: int) -> dict[int, Channel]:
         """Give channels to ranks, whose keys serve so many bytes more.
 

@@ -1,4 +1,4 @@
-"""What a user calls to move data: push, pull, scatter, gather, map; a part of `Session`."""
+"""What a user calls to move data: push, pull, scatter, gather, map, and to see it: vars; a part of `Session`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hpcmagic.files import File
 from hpcmagic.notebook.mapping import Mapped
+from hpcmagic.notebook.variables import Variables, variables_of
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.data import Data
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DataVerbs:
-    """The verbs of a session that move data."""
+    """The verbs of a session that move data, or show it."""
 
     if TYPE_CHECKING:
         data: Data
@@ -106,6 +107,19 @@ class DataVerbs:
                 return None
             joined = self.data.gather(names, axis)
         return joined[0] if len(names) == 1 else joined
+
+    def vars(self, ranks: Any = None, *, everything: bool = False) -> Variables:
+        """Ask ranks what variables they hold; they answer while a cell runs, too.
+
+        Parameters
+        ----------
+        everything
+            Modules, functions and what IPython itself has put there as well.
+        """
+        session = cast("Session", self)
+        with self.noted_errors():
+            session.require_alive()
+            return variables_of(session.control_path(), self.chosen(ranks), everything=everything)
 
     def map(self, function: Callable[[Any], Any], sequence: Iterable[Any]) -> list[Any]:
         """Call a function with each item, on whichever rank is free; give the results in order.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from traitlets import Bool, Float
 
 from hpcmagic.errors import DataError, HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.files import File
@@ -41,6 +42,12 @@ GATHER = gather_parser()
 @magics_class
 class HpcMagics(Magics):
     """The magics of one notebook, and the session that it holds."""
+
+    hint = Bool(
+        True, help="Tell once below a local cell that is too large for this machine which `%%remote` line would fit."
+    ).tag(config=True)
+    hint_after_s = Float(60.0, help="A cell that takes longer, and computes, is too large …").tag(config=True)
+    hint_memory = Float(0.7, help="… or one that fills this share of the memory here.").tag(config=True)
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
@@ -149,7 +156,14 @@ class HpcMagics(Magics):
             return
         if verb not in VERBS:
             raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, VERBS))}.")
-        VERBS[verb](self, rest.strip())
+        rest = rest.strip()
+        if rest in ("-h", "--help") and verb not in ("start", "vars", "doctor"):
+            print("\n".join(known for known in HPC.splitlines() if known.startswith(f"%hpc {verb} ")))
+            return
+        try:
+            VERBS[verb](self, rest)
+        except HelpAsked as help_text:
+            print(help_text)
 
     @no_var_expand
     @line_magic
@@ -265,6 +279,21 @@ class HpcMagics(Magics):
                 "Bind it in this notebook first.",
             )
         return {name: self.shell.user_ns[name] for name in names}
+
+
+def _document() -> None:
+    """Have `%%remote?` and its like show what `-h` shows."""
+    helps = {
+        "remote_cell": CELL.format_help(), "remote_line": LINE.format_help(), "push": PUSH.format_help(),
+        "pull": PULL.format_help(), "scatter": SCATTER.format_help(), "gather": GATHER.format_help(), "hpc": HPC,
+        "steer": steer_line.HELP,
+    }  # fmt: skip
+    for name, text in helps.items():
+        function = getattr(HpcMagics, name)
+        function.__doc__ = f"{function.__doc__}\n\n{text}"
+
+
+_document()
 
 
 def _require_sense(options: argparse.Namespace) -> None:

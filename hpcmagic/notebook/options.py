@@ -60,9 +60,19 @@ class OptionParser(argparse.ArgumentParser):
         guess = f"Did you mean `{near[0]}`? " if near else ""
         raise ProfileError(f"{self.prog} has no option {option!r}.", f"{guess}`{self.prog} -h` shows all.")
 
-    def _takes_value(self, option: str) -> bool:
+    def takes_value(self, option: str) -> bool:
+        """Whether a value belongs to an option, written as it stands on the line."""
         action = self._option_string_actions.get(option)
         return action is not None and action.nargs is None
+
+    def long_options(self) -> list[str]:
+        """Give the long form of every option, in the order of the help."""
+        return [self.long_name(action.option_strings[0]) for action in self._actions if action.option_strings]
+
+    def long_name(self, option: str) -> str:
+        """Give the long form of an option; of what is none, itself."""
+        action = self._option_string_actions.get(option)
+        return option if action is None else action.option_strings[-1]
 
     def split(self, line: str, expand: Expand) -> tuple[list[str], str]:
         """Cut a line into its leading options, values expanded, and the rest as it was written.
@@ -74,7 +84,7 @@ class OptionParser(argparse.ArgumentParser):
         while match := re.match(r"(--[A-Za-z][\w-]*)(=\s*|\s+|$)|(-[A-Za-z])(=\s*|\s*)", rest):
             name, behind = match[1] or match[3], match[2] or match[4] or ""
             rest = rest[match.end() :]
-            if not behind.startswith("=") and not self._takes_value(name):
+            if not behind.startswith("=") and not self.takes_value(name):
                 if match[3] and rest and not behind:  # -Nx of a flag, or of nothing we know
                     name += rest.partition(" ")[0]
                     rest = rest[len(name) - 2 :].lstrip()

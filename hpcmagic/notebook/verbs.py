@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hpcmagic.errors import ProfileError
-from hpcmagic.notebook import frontend, output, start
+from hpcmagic.notebook import frontend, outgrown, output, start
 from hpcmagic.notebook.causes import tail, whole_story
+from hpcmagic.notebook.doctor import examine
 from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, sessions, stop_found
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
@@ -32,8 +34,11 @@ HPC = """\
 %hpc attach NAME          come back to a session: variables, running cells, finished results
 %hpc cells                every cell of the session: state and source
 %hpc cancel [CELL]        interrupt a cell, by its number in %hpc cells or the name of its handle
+%hpc vars [options]       the variables of the ranks: names, types, shapes, bytes; also while a cell runs
 %hpc log [RANK]           the last lines of the job's log, or of one rank's
-%hpc why                  the whole of the last error: full tracebacks, or how the session ended"""
+%hpc why                  the whole of the last error: full tracebacks, or how the session ended
+%hpc doctor [options]     does everything hold? One line a check; with options of %%remote, on nodes bought for it
+%hpc hint [on|off]        whether a local cell that is too large for this machine is told so, once a notebook"""
 
 
 def status(magics: HpcMagics, _rest: str) -> None:
@@ -134,6 +139,54 @@ def cancel(magics: HpcMagics, rest: str) -> None:
     print(f"{cell.name}: {'interrupted' if cell.cancel() else f'was over ({cell.state})'}.")
 
 
+def vars_parser() -> OptionParser:
+    """Make the parser of `%hpc vars`."""
+    parser = OptionParser("%hpc vars", "Show the variables of the ranks, the largest first, also while a cell runs.")
+    parser.add_argument("--all", action="store_true", help="modules, functions and IPython's own names as well")
+    parser.add_argument("-r", "--ranks", metavar="0,2-3", help="of these ranks only")
+    return parser
+
+
+def show_variables(magics: HpcMagics, rest: str) -> None:
+    """Show the variables of the ranks."""
+    options = vars_parser().parse(rest.split())
+    held = here(magics).vars(options.ranks, everything=options.all)
+    if output.in_notebook():
+        from IPython.display import display
+
+        display(held)
+    else:
+        print(held)
+
+
+def hint(magics: HpcMagics, rest: str) -> None:
+    """Silence the hint after long cells for good, have it come again, or say how it stands."""
+    if rest not in ("", "on", "off"):
+        raise ProfileError(f"%hpc hint does not take {rest!r}.", "Write `%hpc hint on` or `%hpc hint off`.")
+    if rest:
+        outgrown.set_off(off=rest == "off")
+        magics.hint = rest == "on"
+    stands = "off" if outgrown.is_off() or not magics.hint else "on"
+    print(f"The hint after long cells is {stands}.")
+
+
+def look_around(magics: HpcMagics, rest: str) -> None:
+    """Look whether everything holds that a session needs; resources on the line buy one for it, which then ends."""
+    parser = OptionParser("%hpc doctor", "Look whether everything holds that a session needs, one line a check.")
+    add_resources(parser)
+    options, extra = magics.parsed(parser, rest)
+    if extra:
+        raise ProfileError(f"%hpc doctor does not take {extra!r}.", "`%hpc doctor -h` shows the options.")
+    resources = chosen_resources(options)
+    if resources:
+        with start.start(f"doctor-{secrets.token_hex(2)}", **resources) as session:
+            print(examine(session))
+        return
+    name = options.session or _name(magics, "")
+    there = name in magics.held or find_anywhere(name) is not None
+    print(examine(here(magics, name) if there else None))
+
+
 def log(magics: HpcMagics, rest: str) -> None:
     """Show the end of a log."""
     if rest and not rest.isdecimal():
@@ -166,19 +219,20 @@ def why(magics: HpcMagics, rest: str) -> None:
 
 VERBS: dict[str, Callable[[HpcMagics, str], None]] = {
     "": status, "status": status, "start": start_session, "stop": stop, "restart": restart, "attach": attach,
-    "cells": cells, "cancel": cancel, "log": log, "why": why,
+    "cells": cells, "cancel": cancel, "vars": show_variables, "log": log, "why": why, "doctor": look_around,
+    "hint": hint,
 }  # fmt: skip
 
 
-def here(magics: HpcMagics) -> Session:
-    """Give this notebook's session; start none.
+def here(magics: HpcMagics, name: str = "") -> Session:
+    """Give this notebook's session, or the named one; start none.
 
     Raises
     ------
     ProfileError
         It has none.
     """
-    name = _name(magics, "")
+    name = _name(magics, name)
     session = magics.held.get(name)
     if session is None and find_anywhere(name) is not None:
         session = magics.held[name] = start.attach(name)

@@ -29,15 +29,11 @@ from zmq.eventloop.zmqstream import ZMQStream
 from hpcmagic.errors import ChannelError, NotEncrypted, PeerLost
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
 from hpcmagic.wire.bulk import Invitation
-from hpcmagic.wire.crypto import (
-    KeyPair,
-    be_careful_client,
-    load_key_pair,
-    load_signing_key,
-    require_encrypted,
-)
+from hpcmagic.wire.crypto import KeyPair, be_careful_client, load_key_pair, load_signing_key, require_encrypted
 from hpcmagic.wire.descriptors import require_descriptors
 from hpcmagic.wire.envelope import Envelope
+from hpcmagic.wire.health import HEALTH
+from hpcmagic.wire.holdings import VARS
 from hpcmagic.wire.messages import (
     INTERRUPT,
     JOIN,
@@ -184,28 +180,11 @@ class SessionClient(ipyparallel.Client):
         held = list(self._pending.items())
         return {msg_id: rank for msg_id, (waiting, rank) in held if waiting is pending and rank in self._engines}
 
-    def ask_where(self, ranks: Sequence[int]) -> dict[int, Stand]:
-        """Ask ranks where they stand; the answers come into what is returned."""
-        stands: dict[int, Stand] = {}
-        for rank in ranks:
-            if rank in self._engines:
-                answer = self._send(self._control_stream, WHERE, {}, ident=self._engines[rank].encode())
-                answer.add_done_callback(lambda f, rank=rank: stands.update({rank: Stand(**f.result()["content"])}))
-        return stands
-
-    def announce(self, invitations: Mapping[int, Invitation]) -> dict[int, dict[str, Any]]:
-        """Tell ranks of connections that will come; the answers come into what is returned."""
+    def ask_each(self, kind: str, what: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Ask ranks, each its own, what their control thread answers; the answers come into what is returned."""
         answers: dict[int, dict[str, Any]] = {}
-        for rank, invitation in invitations.items():
-            answer = self._send(self._control_stream, JOIN, asdict(invitation), ident=self._engines[rank].encode())
-            answer.add_done_callback(lambda f, rank=rank: answers.update({rank: f.result()["content"]}))
-        return answers
-
-    def ask_simulations(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
-        """Ask ranks for the simulation that they answer for; the answers come into what is returned."""
-        answers: dict[int, dict[str, Any]] = {}
-        for rank in ranks:
-            answer = self._send(self._control_stream, STEER, what, ident=self._engines[rank].encode())
+        for rank, question in what.items():
+            answer = self._send(self._control_stream, kind, question, ident=self._engines[rank].encode())
             answer.add_done_callback(lambda f, rank=rank: answers.update({rank: f.result()["content"]}))
         return answers
 
@@ -310,19 +289,40 @@ class Control:
                 "Is a firewall between this host and the nodes? See `%hpc log`, then `%hpc stop`.",
             ) from error
         client._ready = True  # noqa: SLF001  # our own class
+        control = cls(client)
+        control.require_encrypted()
+        return control
+
+    def require_encrypted(self) -> None:
+        """Refuse a socket that is not encrypted with the session's keys.
+
+        Raises
+        ------
+        NotEncrypted
+            One is not.
+        """
         for name in SOCKETS:
-            require_encrypted(getattr(client, f"_{name}_socket"))
-        return cls(client)
+            require_encrypted(getattr(self.client, f"_{name}_socket"))
 
     def invite(self, invitations: Mapping[int, Invitation]) -> dict[int, dict[str, Any]]:
         """Tell ranks of bulk connections that will come, with their keys; where to come into what is returned."""
         self._require(invitations)
-        return self.client.announce(invitations)
+        return self.client.ask_each(JOIN, {rank: asdict(invitation) for rank, invitation in invitations.items()})
 
     def simulations(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
         """Ask ranks for the simulation that they answer for; the answers come into what is returned."""
         self._require(ranks)
-        return self.client.ask_simulations(ranks, **what)
+        return self.client.ask_each(STEER, dict.fromkeys(ranks, what))
+
+    def holdings(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
+        """Ask ranks for the variables that they hold; the answers come into what is returned."""
+        self._require(ranks)
+        return self.client.ask_each(VARS, dict.fromkeys(ranks, what))
+
+    def health(self, ranks: Sequence[int], **what: Any) -> dict[int, dict[str, Any]]:
+        """Ask ranks how they are; the answers come into what is returned."""
+        self._require(ranks)
+        return self.client.ask_each(HEALTH, dict.fromkeys(ranks, what))
 
     def engine(self, rank: int) -> str:
         """Give the identity of a rank's engine: another after a restart; nothing if there is none."""
@@ -361,11 +361,11 @@ class Control:
 
     def stands(self, ranks: Sequence[int], timeout_s: float) -> dict[int, Stand]:
         """Ask ranks where they stand; give what was answered in time."""
-        answers = self.client.ask_where(ranks)
+        answers = self.client.ask_each(WHERE, {rank: {} for rank in ranks if self.engine(rank)})
         deadline = time.monotonic() + timeout_s
         while len(answers) < len(ranks) and time.monotonic() < deadline:
             time.sleep(0.02)
-        return dict(answers)
+        return {rank: Stand(**answer) for rank, answer in dict(answers).items()}
 
     def runs(self, pending: Pending, stand: Stand) -> bool:
         """Whether a rank works on this very request."""

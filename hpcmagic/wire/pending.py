@@ -21,7 +21,10 @@ class Pending:
         The cell's id; "" for a request that is no cell.
     """
 
+    made = 0  # in this process: who compares two looks knows whether ranks were asked for anything in between
+
     def __init__(self, ranks: Sequence[int], cell: str = "") -> None:
+        Pending.made += 1
         self.ranks = tuple(ranks)
         self.cell = cell
         self.replies: dict[int, Reply] = {}
