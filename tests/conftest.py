@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-pytest.register_assert_rewrite("faults", "launcher_contract", "leftovers", "notebooks", "two_lines")
+pytest.register_assert_rewrite("faults", "launcher_contract", "leftovers", "notebooks", "scripts", "two_lines")
 
 
 @pytest.hookimpl(wrapper=True)

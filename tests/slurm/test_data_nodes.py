@@ -3,17 +3,15 @@
 What is done is done by two scripts of alice's, each with a job of its own; each test reads what they said.
 """
 
-import json
 import os
 import re
 import signal
-import subprocess
-import threading
 import time
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from scripts import Script
 
 STATE = Path("/home/alice/.local/state/hpcmagic")
 ALLOWED = 1.05  # of the payload: what may leave the hub for one push to all
@@ -79,56 +77,6 @@ y = np.random.default_rng(0).random(16 * MB // 8)
 """
 
 
-class Script:
-    """A script of alice's on the hub; `hears` waits for the next thing of a kind that it says."""
-
-    def __init__(self, cluster, code):
-        words = (Path(__file__).with_name("cluster"), "as", "alice", cluster.python, "-u", "-c", HEAD + dedent(code))
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.cluster = cluster
-        self.said = ""
-        self.told = {}
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self):
-        with self.process.stdout as lines:
-            for line in lines:
-                with self._changed:
-                    self.said += line
-                    if line.startswith("@["):
-                        kind, what = json.loads(line[1:])
-                        self.told[kind] = what
-                    self._changed.notify_all()
-
-    def hears(self, kind, seconds=30):
-        """Give what it says of something, as soon as it does."""
-        with self._changed:
-            self._changed.wait_for(lambda: kind in self.told or self.process.poll() is not None, seconds)
-        if kind not in self.told:
-            self.process.poll() is None or self._reader.join(5)
-        assert kind in self.told, self.said
-        return self.told[kind]
-
-    def over(self, seconds=60):
-        """Wait for its end, which must be a good one; give all that it told."""
-        try:
-            assert self.process.wait(seconds) == 0, self.said
-        finally:
-            self.end()
-        return self.told
-
-    def end(self):
-        """End it, if it goes on; the job of one that has failed would keep the nodes from all that follow."""
-        self.process.kill()
-        if self.process.wait(10):
-            self.cluster.hub("scancel", "--user=alice")
-        self._reader.join(10)
-
-
 def cut_for_a_while(cluster, script, begun, over):
     """Pull the cables of two nodes, the keeper's and another, once something has begun; it must not be over by then."""
     script.hears(begun, 40)
@@ -149,7 +97,7 @@ def scripts(cluster):
     run = []
 
     def start(code):
-        run.append(Script(cluster, code))
+        run.append(Script(cluster, HEAD + dedent(code)))
         return run[-1]
 
     yield start
