@@ -111,8 +111,8 @@ class Report:
         print(table(["", "side", "median", "p95", "min to max", "n"], [_cells(row) for row in self.rows]))
         for note in self.notes:
             print(note)
-        print()
-        print(claims_table(self.claims))
+        if self.claims:
+            print(f"\n{claims_table(self.claims)}")
         RESULTS.mkdir(exist_ok=True)
         content = {
             "benchmark": self.name,
