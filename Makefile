@@ -21,8 +21,13 @@ demo: $(VENV)/.has-$(DEMO) ## run the quickstart notebook on four ranks of this 
 	@$(BIN)/python notebooks/show.py notebooks/quickstart.ipynb
 
 test: packages $(VENV)/.has-test ## lint, then every test; as root with a real SLURM, else it says what is missing
-	@failed=; $(MAKE) --no-print-directory lint || failed=1; \
-	$(BIN)/python -m pytest tests || failed=1; \
+	@mkdir -p build; failed=; \
+	{ linted=0; $(MAKE) --no-print-directory lint || linted=1; \
+	  $(BIN)/python -m pytest tests/unit && [ $$linted = 0 ]; } \
+	  >build/unit.txt 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest tests/slurm tests/local tests/browser || failed=1; \
+	wait $$beside || failed=1; \
+	echo "Beside these, lint and the unit tests:"; cat build/unit.txt; \
 	[ -z "$$failed" ]
 
 faults: packages $(VENV)/.has-test ## the faults that take minutes to come about: a walltime, a network cut, a lost node
