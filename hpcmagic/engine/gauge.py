@@ -20,17 +20,20 @@ class Gauge:
     """
 
     def __init__(self, size: int) -> None:
-        self.ours_s = 0.0
+        self.ours_s = 0.0  # of the processor
         self.step_s = 0.0  # of late
         self._every_s = max(PULSE_S, size / PULSES_A_SECOND)
         self._due_s = self._since_s = time.perf_counter()
         self._waits_s, self._steps = 0.0, 0
 
-    def boundary(self, took_s: float, waited_s: float) -> None:
-        """Count a boundary: what it took, and how much of that was waiting for others, or paused."""
+    def boundary(self, took_s: float, waited_s: float, work_s: float) -> None:
+        """Count a boundary: what it took, how much of that was waiting for others, or paused; the processor's time.
+
+        Who waits may keep the processor busy or not, and another process may have it meanwhile: neither is ours.
+        """
         self._steps += 1
         self._waits_s += waited_s
-        self.ours_s += took_s - waited_s
+        self.ours_s += min(took_s - waited_s, work_s)
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a pulse."""

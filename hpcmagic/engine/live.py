@@ -106,9 +106,9 @@ class Live:
     def publish(self, **numbers: Any) -> None:
         """Add numbers to the curves."""
         if self.rank == 0:
-            began_s = time.perf_counter()
+            work_s = time.thread_time()
             self._run.publish(self._step, numbers)
-            self._gauge.ours_s += time.perf_counter() - began_s
+            self._gauge.ours_s += time.thread_time() - work_s
 
     def field(self, name: str, array: Any, box: Any = None) -> None:
         """Show this rank's part of a field, if somebody looks."""
@@ -117,10 +117,10 @@ class Live:
         self._given[name] = Given(self._step, box, _kept(array))
         if self._collect is None or self._collect.name != name:
             return
-        began_s = time.perf_counter()
+        work_s = time.thread_time()
         with patience:
             self._show(self._collect, self._step, array, box)
-        self._gauge.ours_s += time.perf_counter() - began_s
+        self._gauge.ours_s += time.thread_time() - work_s
 
     def _show(self, collect: Collect, step: int, array: Any, box: Any) -> None:
         """Give rank 0 this rank's part of a picture."""
@@ -148,7 +148,7 @@ class Live:
     def _boundary(self, step: int) -> bool:
         """Do, before a step, what all ranks do; whether the simulation goes on."""
         with patience:
-            began_s, waited_s = time.perf_counter(), self._words.waited_s
+            began_s, waited_s, work_s = time.perf_counter(), self._words.waited_s, time.thread_time()
             try:
                 self._step = operator.index(step)
             except TypeError:
@@ -158,7 +158,8 @@ class Live:
             goes_on = self._lead() if self.rank == 0 else self._follow()
             self._given.clear()
             now = time.perf_counter()
-            self._gauge.boundary(now - began_s, self._words.waited_s - waited_s)
+            waited_s = self._words.waited_s - waited_s
+            self._gauge.boundary(now - began_s, waited_s, time.thread_time() - work_s)
             if self._gauge.is_due(now):
                 self._send_pulse(now)
         return goes_on

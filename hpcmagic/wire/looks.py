@@ -138,7 +138,7 @@ class Pulse:
     step: int
     step_s: float  # seconds a step, of late
     wait_s: float  # of these, waited for rank 0 at the boundary
-    ours_s: float  # of these, spent by hpcmagic
+    ours_s: float  # of these, spent by hpcmagic: of the processor
 
 
 @dataclass(frozen=True, slots=True)
