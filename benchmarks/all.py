@@ -15,8 +15,8 @@ import measure
 
 LOCAL = ("start_local", "empty_cell", "resident", "streamed", "attach", "restart", "journal_memory")
 LOCAL += ("scatter_gather", "push_all", "latency", "data_memory", "growth")
-LOCAL += ("steer_alone", "steer_cost", "steer_changes")
-SLURM = ("start_slurm", "hub_bytes")
+LOCAL += ("steer_alone", "steer_cost", "steer_changes", "panel")
+SLURM = ("start_slurm", "hub_bytes", "steer_nodes")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from hpcmagic.wire.looks import Picture
 
 NOTHING = 255  # where no number is
 LEVELS = 254
+AT_ONCE = 1 << 14  # values that are quantised while they are in the processor's cache
 Box = tuple[tuple[int, int], ...]  # of each dimension, from where to where
 
 
@@ -96,7 +97,7 @@ def part_of(collect: Collect, array: Any, box: Box, step: int) -> Part:
         return Part(collect.frame, box, step)
     with np.errstate(all="ignore"):  # the user's own settings are for the user's numbers
         values = np.abs(thin) if thin.dtype.kind == "c" else thin
-        values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64)
+        values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)
         filled = values.filled(np.nan) if hasattr(values, "filled") else values  # of a masked array
         return _quantised(collect.frame, box, step, filled)
 
@@ -114,10 +115,12 @@ def _quantised(frame: int, box: Box, step: int, values: Any) -> Part:
         values, shift, span = values / 2, low / 2, high / 2 - low / 2
     else:
         shift, span = low, high - low
-    scaled = values - shift
-    scaled *= LEVELS / span if span > 0 else 0.0
-    scaled += 0.5
-    pixels = scaled.astype(np.uint8)
+    pixels, rows = np.empty(values.shape, np.uint8), max(1, AT_ONCE // values.shape[1])
+    for begin in range(0, len(values), rows):
+        scaled = values[begin : begin + rows] - shift
+        scaled *= LEVELS / span if span > 0 else 0.0
+        scaled += 0.5
+        pixels[begin : begin + rows] = scaled
     if holes is not None:
         pixels[holes] = NOTHING
     return Part(frame, box, step, pixels.shape, low, high, pixels.tobytes())

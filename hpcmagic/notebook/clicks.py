@@ -70,6 +70,11 @@ class Clicks:
         self._closed = False
         threading.Thread(target=self._send, name="hpcmagic-clicks", daemon=True).start()
 
+    def turn_to(self, mirror: Told) -> None:
+        """Go on by another way to the simulation; what was on the other is answered."""
+        self.look()
+        self._mirror = mirror
+
     def put(self, click: Click) -> None:
         """Take a click; it never waits."""
         superseded = None

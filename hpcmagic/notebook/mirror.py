@@ -196,7 +196,11 @@ class Mirror:
 
 
 def _longer(curve: Curve, tail: looks.Curve) -> Curve:
-    steps, values = curve.steps, curve.values
     if tail.begin and tail.thinned > curve.thinned:
-        steps, values = halved(steps), halved(values)
-    return Curve(tail.thinned, steps[: tail.begin] + tail.steps, values[: tail.begin] + tail.values)
+        curve = Curve(tail.thinned, halved(curve.steps), halved(curve.values))
+    if tail.begin != len(curve.values):
+        return Curve(tail.thinned, curve.steps[: tail.begin] + tail.steps, curve.values[: tail.begin] + tail.values)
+    curve.thinned = tail.thinned
+    curve.steps.extend(tail.steps)
+    curve.values.extend(tail.values)
+    return curve

@@ -226,7 +226,7 @@ class Panel {
     this.curvesPart.hidden = !this.curves.size;
   }
 
-  stand({ step, steps, paused, over, lost, log }) {
+  stand({ step, steps, paused, over, lost, again, log }) {
     const state = over ? "over" : lost ? "lost" : paused ? "paused" : "running";
     const words = { lost: "cut off", over: `over: ${over}`, paused: "paused", running: "running" };
     if (this.state.textContent !== words[state]) this.state.textContent = words[state];
@@ -251,7 +251,7 @@ class Panel {
     if (this.pause.hidden === this.resume.hidden) this.pause.hidden = !(this.resume.hidden = true);
     if (ended && !this.sure.hidden) { this.sure.hidden = true; this.stop.hidden = false; }
     for (const { row } of this.params.values()) for (const input of row.querySelectorAll("input")) input.disabled = ended;
-    this.note("lost", state === "lost" ? `${lost} → \`%steer\` tries again.` : "", true);
+    this.note("lost", state === "lost" ? `${lost} → ${again ? "It is tried again." : "`%steer` tries again."}` : "", true);
     this.setRate();
   }
 

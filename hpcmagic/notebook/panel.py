@@ -12,6 +12,7 @@ import contextvars
 import functools
 import importlib.util
 import json
+import math
 import secrets
 import threading
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hpcmagic.errors import HpcMagicError, ProfileError
+from hpcmagic.errors import HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.notebook import frontend, output
 from hpcmagic.notebook.clicks import Answer, Click, Clicks
 from hpcmagic.notebook.mirror import Mirror
@@ -37,6 +38,7 @@ HZ = 30.0
 BEAT_S = 1.0  # a page that hears nothing for some of these says so
 ATTENDED_S = 5.0  # pictures are fetched while a page has been heard of
 SETTLES_S = 0.7  # a run that is over may still tell something
+AGAIN_S = (0.5, 60.0)  # until a cut connection is tried again: at first, and at most
 PICTURE_AGE_S = 30.0  # of the picture in the output, while nobody is busy in the panel
 MOST_PIXELS = 2048
 OFTEN, SELDOM = 60, 6  # looks for a simulation to come alive, before they become fewer; and then one in so many
@@ -69,9 +71,13 @@ class Panel:
         Where it is shown.
     place
         The name of its place in the output.
+    again
+        Gives another mirror once the connection is cut; it may take its time, and raise.
     """
 
-    def __init__(self, mirror: Mirror, user: str, screen: Screen, place: str) -> None:
+    def __init__(
+        self, mirror: Mirror, user: str, screen: Screen, place: str, again: Callable[[], Mirror] | None = None
+    ) -> None:
         self.mirror, self._screen, self._place = mirror, screen, place
         self._wake, self._over = threading.Event(), threading.Event()
         self._window, self._messages = Window(), Messages(mirror)
@@ -81,6 +87,8 @@ class Panel:
         self._idle = True  # whether nobody is busy in the panel
         self._kept: tuple[int, int, str] = (0, -1, "")  # run, step and end, as the picture in the output shows
         self._kept_s, self._ends_s = time.monotonic(), 0.0
+        self._again, self._again_s, self._pause_s = again, 0.0, AGAIN_S[0]
+        self._found: deque[Mirror] = deque()  # by a thread that tries again
         self._clicks = Clicks(mirror, user, self._answer)
         mirror.watchers.append(self._wake.set)
         context = contextvars.copy_context()  # ipykernel finds the cell to draw in by it
@@ -131,6 +139,7 @@ class Panel:
                 self._wake.wait(BEAT_S)
                 self._wake.clear()
                 self._clicks.look()
+                self._come_back(time.monotonic())
                 self._turn(time.monotonic())
         finally:
             self._over.set()
@@ -139,6 +148,33 @@ class Panel:
             self._clicks.close()
             self._keep_picture(time.monotonic())
             self._screen.close()
+
+    def _come_back(self, now: float) -> None:
+        """While the connection is cut try again now and then, in a thread: pages are told meanwhile."""
+        if self._found:
+            self.mirror, self._pause_s = self._found.popleft(), AGAIN_S[0]
+            self.mirror.watchers.append(self._wake.set)
+            self._clicks.turn_to(self.mirror)
+            self._messages = Messages(self.mirror)
+        elif self.mirror.lost is not None and self._again is not None:
+            self._again_s = self._again_s or now + self._pause_s
+            if now >= self._again_s:
+                self._again_s, self._pause_s = math.inf, min(AGAIN_S[1], 2 * self._pause_s)
+                threading.Thread(target=self._try, args=(self._again,), name="hpcmagic-again", daemon=True).start()
+
+    def _try(self, again: Callable[[], Mirror]) -> None:
+        try:
+            found = again()
+            if news_of(found).cell == news_of(self.mirror).cell:
+                self._found.append(found)
+            else:  # another cell's simulation has a panel of its own
+                self._again = None
+        except SessionEnded:  # what was shown is gone
+            self._again = None
+        except HpcMagicError:
+            pass
+        self._again_s = 0.0
+        self._wake.set()
 
     def _turn(self, now: float) -> None:
         """Tell the pages what is new, if they keep up."""
@@ -154,7 +190,7 @@ class Panel:
                 self._messages.start_anew()
             message, buffers, new = self._messages.message(self._field, now, pictures=way == "all")
             if new or self._answers or self._window.silent_s(now) >= BEAT_S:
-                message["field"] = self._field
+                message["field"], message["again"] = self._field, self._again is not None
                 message["answers"] = [self._answers.popleft() for _ in range(len(self._answers))]
                 message["seq"] = self._window.note_sent(now)
                 self._screen.send(message, buffers)
@@ -224,7 +260,8 @@ def show(session: Session) -> Panel:
     place = secrets.token_hex(6)
     fields = news_of(mirror).fields
     screen = NotebookScreen(place, bundle(mirror, fields[0] if fields else "", place))
-    panel = _shown[session.name] = Panel(mirror, session.control_path().name.partition("#")[0], screen, place)
+    user = session.control_path().name.partition("#")[0]
+    panel = _shown[session.name] = Panel(mirror, user, screen, place, session.steer.mirror)
     screen.listen(panel.receive)
     return panel
 
@@ -248,7 +285,8 @@ class Lookout:
             if told.get("alive") and news_of(self._session.steer.mirror()).cell == self._cell:
                 self._over = True
                 former = _shown.get(self._session.name)
-                if former is None or former.closed or news_of(former.mirror).run != told["run"]:
+                shown = None if former is None or former.closed else news_of(former.mirror)
+                if shown is None or (shown.cell, shown.run) != (self._cell, told["run"]):
                     show(self._session)
             elif self._told is None or self._rank in self._told:
                 self._told = self._session.control_path().simulations([self._rank])

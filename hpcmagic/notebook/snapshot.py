@@ -83,7 +83,7 @@ class _Drawing:
     def png(self) -> bytes:
         """Give it as a file."""
         file = io.BytesIO()
-        self._image.save(file, "PNG", optimize=True)
+        self._image.save(file, "PNG")
         return file.getvalue()
 
     def _text(self, x: float, y: float, text: str, colour: str, *, small: bool = False) -> None:

@@ -66,10 +66,12 @@ def test_comes_by_itself(running):
     assert picture.evaluate("(img) => img.naturalWidth") > 0
 
 
+@pytest.mark.parametrize("front", ["lab", "notebook"])
 def test_set(running):
-    """A slider that is dragged sets its parameter; a refusal stands where it belongs; keys are no shortcuts."""
+    """In JupyterLab and in Notebook 7: a slider that is dragged sets its parameter; a refusal stands where it belongs; keys are no shortcuts."""
     book = running()
     page, panel = book.page, book.panel()
+    assert book.cell(1).locator(".hpcmagic-live").count() == 1
     row = panel.locator('[data-param="speed"]')
     slider = row.locator("input[type=range]")
     slider.scroll_into_view_if_needed()
@@ -202,9 +204,12 @@ def test_page_that_stalls(running):
 
 
 def test_reload_and_saved(running):
-    """A page that is loaded anew shows the panel; when the kernel has ended the saved notebook shows the picture."""
-    book = running()
+    """A page that is loaded anew shows the panel; so does one whose wire to the ranks was cut; when the kernel has ended the saved notebook shows the picture."""
+    book = running("from hpcmagic.notebook import panel as p; (one,) = p._shown.values(); one.mirror._hang_up()")
     page = book.page
+    book.run(2)
+    page.wait_for_selector('.hpcmagic-live[data-state="lost"]')
+    page.wait_for_selector('.hpcmagic-live[data-state="running"]')
     book.panel().get_by_role("button", name="Pause").click()
     page.wait_for_selector('.hpcmagic-live[data-state="paused"]')
     points = int(book.panel().locator('[data-curve="speed"]').get_attribute("data-points"))
