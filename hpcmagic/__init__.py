@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hpcmagic.cost import Cost
 from hpcmagic.errors import (
     CellError,
     ChannelError,
@@ -32,6 +33,7 @@ from hpcmagic.errors import (
 
 if TYPE_CHECKING:
     from hpcmagic.files import File
+    from hpcmagic.notebook.bill import Bill
     from hpcmagic.notebook.found import sessions
     from hpcmagic.notebook.handles import Cell
     from hpcmagic.notebook.perrank import PerRank
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Bill": "hpcmagic.notebook.bill",
     "Cell": "hpcmagic.notebook.handles",
     "File": "hpcmagic.files",
     "PerRank": "hpcmagic.notebook.perrank",
@@ -54,9 +57,11 @@ _LAZY = {
 }
 
 __all__ = [
+    "Bill",
     "Cell",
     "CellError",
     "ChannelError",
+    "Cost",
     "DataError",
     "File",
     "HpcMagicError",
@@ -73,6 +78,7 @@ __all__ = [
     "StillRunning",
     "Tampered",
     "attach",
+    "cost",
     "dry_run",
     "load_ipython_extension",
     "sessions",
@@ -87,6 +93,21 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)
+
+
+def cost(session: str | None = None, **options: object) -> Bill:
+    """Give what your sessions have cost: a sequence of entries, with `rows()` and `to_frame()`.
+
+    Parameters
+    ----------
+    session
+        The one to call this notebook's; None = by the notebook's file.
+    **options
+        `session_dir` or `profile`, where the sessions' directories are not where your profiles say.
+    """
+    from hpcmagic.notebook.bill import bill
+
+    return bill(session, **options)
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -19,18 +19,38 @@ A file of profiles::
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import ProfileError
+from hpcmagic.forms import (
+    CHECKS,
+    FILE_KEYS,
+    KEYS,
+    LAUNCHERS,
+    MPI_WAYS,
+    UNLIMITED_S,
+    canonical,
+    guess,
+    require_known,
+    walltime_s,
+)
+from hpcmagic.profile_files import Files, all_names, origin_of, read_file
+from hpcmagic.roles import may_use, require_role, role_of
 
-BUILT_IN = {"default": "", "profiles": {"local": {"launcher": "local"}, "slurm": {"launcher": "slurm"}}}
+__all__ = [
+    "CHECKS", "FILE_KEYS", "KEYS", "LAUNCHERS", "MPI_WAYS", "SITE_FILE", "SIZES", "UNLIMITED_S", "Profiles",
+    "Resources", "canonical", "every", "faults", "profile_names", "read_file", "resolve", "user_file",
+    "walltime_s",
+]  # fmt: skip
+
+BUILT_IN: dict[str, Any] = {
+    "default": "",
+    "profiles": {"local": {"launcher": "local"}, "slurm": {"launcher": "slurm"}},
+}
 SITE_FILE = Path("/etc/hpcmagic/profiles.toml")
 ENVIRONMENT = "HPCMAGIC_"  # HPCMAGIC_PARTITION=debug, HPCMAGIC_PROFILE=cpu …
 SBATCH_ENVIRONMENT = {  # sbatch's own variables that a user may have set as a default
@@ -40,10 +60,11 @@ SBATCH_ENVIRONMENT = {  # sbatch's own variables that a user may have set as a d
     "qos": "SBATCH_QOS",
     "time": "SBATCH_TIMELIMIT",
 }
-LAUNCHERS = ("local", "slurm")
-MPI_WAYS = ("auto", "pmix", "pmi2", "mpiexec", "none")
-UNLIMITED_S = 1e9
 SIZES = ("nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "mem", "gpus_per_node", "time")
+
+KEY_WIDE = max(map(len, FILE_KEYS))
+VALUE_WIDE = 60
+REST = "A key that is not listed: the site's jobqueue.yaml, else SLURM's own default. `--dry-run` shows the script."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +83,8 @@ class Resources:
         Names of further environment variables that the job may see.
     prologue
         Shell lines before the keeper starts, e.g. ``module load openmpi``.
+    allow_groups
+        Unix groups whose members may use the profile; empty = everybody.
     origins
         For each field, where its value came from.
     """
@@ -83,10 +106,16 @@ class Resources:
     interface: str = ""
     no_client_limit_s: float = 1200.0
     start_timeout_s: float = 300.0
-    jobqueue: str = "slurm"  # section of dask-jobqueue's jobqueue.yaml
+    jobqueue: str = "slurm"  # section of dask-jobqueue's jobqueue.yaml, or FILE.yaml, or FILE.yaml:SECTION
     python: str = ""  # empty = this one
     env: tuple[str, ...] = ()
     prologue: tuple[str, ...] = ()
+    cost_unit: str = ""  # what the site calls what it charges; empty = billing-minutes
+    cost_divisor: float = 1.0  # billing-minutes in one unit
+    price: float | None = None  # of one unit
+    currency: str = ""
+    confirm_above: float | None = None  # units: a job that may cost more is asked about
+    allow_groups: tuple[str, ...] = ()
     origins: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -117,106 +146,170 @@ class Resources:
         return replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
 
 
-KEYS = (
-    *(
-        f.name
-        for f in fields(Resources)
-        if f.name not in ("profile", "origins", "no_client_limit_s", "start_timeout_s")
-    ),
-    "ntasks",
-    "no_client_limit",
-    "start_timeout",
-)
-
-
 def user_file() -> Path:
     """Give the path of the user's own profiles."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "hpcmagic" / "profiles.toml"
 
 
-def profile_names() -> list[str]:
-    """Give the names of all profiles there are."""
-    files = (BUILT_IN, read_file(SITE_FILE), read_file(user_file()))
-    return sorted({name for content in files for name in content.get("profiles", {})})
+def profile_names(*, roles: bool = True) -> list[str]:
+    """Give the names of all profiles that this user may use; without roles, of all that there are."""
+    files = _files()
+    return sorted(name for name in all_names(files) if not roles or may_use(files, name))
 
 
-def resolve(options: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Resources:
+def resolve(
+    options: Mapping[str, Any], environment: Mapping[str, str] | None = None, *, roles: bool = True
+) -> Resources:
     """Resolve options into resources.
 
     Parameters
     ----------
     options
         What the magic line or the call gave, by option name with underscores; None = not given.
+    roles
+        Whether a profile's `allow_groups` count: not for who only looks for sessions that there are.
 
     Raises
     ------
     ProfileError
-        An unknown key or profile, a file that cannot be read, a malformed or impossible value.
+        An unknown key or profile, or one that is for others; a file that cannot be read; a malformed or impossible
+        value.
     """
     environment = os.environ if environment is None else environment
     given = {k: v for k, v in options.items() if v is not None}
-    files = [(Path("hpcmagic"), BUILT_IN), *((path, read_file(path)) for path in (SITE_FILE, user_file()))]
-    name = str(given.pop("profile", "") or environment.get(f"{ENVIRONMENT}PROFILE") or _default(files))
+    files = _files()
+    name = str(given.pop("profile", "") or _default(files, environment))
+    if roles:
+        require_role(files, name)
     values: dict[str, tuple[Any, str]] = {}
     for path, content in files:
         for key, value in _profile(content, path, name, files).items():
-            values[key] = (value, f"profile {name} in {path}" if path.suffix else f"built-in profile {name}")
+            values[key] = (value, origin_of(path, name))
+    if said := role_of(files, name):
+        values["allow_groups"] = said
     for key in KEYS:
         variable = f"{ENVIRONMENT}{key.upper()}"
         for candidate in (SBATCH_ENVIRONMENT.get(key), variable):
             if candidate and environment.get(candidate):
                 values[key] = (environment[candidate], f"environment {candidate}")
     for key, value in given.items():
-        _known(key, "option")
+        require_known(key, "option", KEYS)
         values[key] = (value, "asked for")
     return _checked(values, name)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Read one file of profiles; empty when there is none."""
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"Cannot read {path}: {error}.", "Mend or remove that file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{path} is not TOML: {error}.", "Mend that line.") from error
-    for key in content:
-        if key not in ("default", "profiles"):
-            raise ProfileError(f"{path}: unknown key {key!r}.", _guess(key, ("default", "profiles")))
-    profiles = content.get("profiles", {})
-    if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
-        raise ProfileError(f"{path}: `profiles` must hold tables.", "Write `[profiles.NAME]` above the keys.")
-    return content
+@dataclass(frozen=True, slots=True)
+class Profiles:
+    """All profiles that this user may use; shown as a table of their values, and where each comes from.
+
+    Attributes
+    ----------
+    default
+        The profile of who names none, or empty.
+    resolved
+        By name: its resources, with `origins`; or what is wrong with it.
+    """
+
+    default: str
+    resolved: dict[str, Resources | ProfileError]
+
+    def __repr__(self) -> str:
+        lines: list[str] = []
+        for name, one in self.resolved.items():
+            lines.append(f"{name} (default)" if name == self.default else name)
+            if isinstance(one, ProfileError):
+                lines += [f"  ✗ {one.message}", f"    → {one.mend}", ""]
+                continue
+            known = {**one.origins, **({"ntasks_per_node": ""} if "ntasks" in one.origins else {})}
+            rows = [(key, _in_words(key, one), known[key]) for key in FILE_KEYS if known.get(key)]
+            wide = max((len(value) for _, value, _ in rows), default=0)
+            lines += [f"  {key:{KEY_WIDE}}  {value:{wide}}  {_whose(origin)}" for key, value, origin in rows]
+            lines.append("")
+        if not self.default:
+            lines.append("No default.")
+        elif self.default not in self.resolved:
+            lines.append(f"The default, {self.default}, is none of these.")
+        return "\n".join([*lines, f"site file: {_place(SITE_FILE)} · your file: {_place(user_file())}", REST])
 
 
-def _default(files: Iterable[tuple[Path, Mapping[str, Any]]]) -> str:
-    return next((str(c["default"]) for _, c in reversed(list(files)) if c.get("default")), "")
+def every(environment: Mapping[str, str] | None = None) -> Profiles:
+    """Give all profiles that this user may use, resolved as a bare request would be.
+
+    >>> from hpcmagic import profiles
+    >>> profiles.every().resolved["local"].launcher
+    'local'
+    """
+    environment = os.environ if environment is None else environment
+    resolved: dict[str, Resources | ProfileError] = {}
+    for name in profile_names():
+        try:
+            resolved[name] = resolve({"profile": name}, environment)
+        except ProfileError as error:
+            resolved[name] = error
+    return Profiles(_default(_files(), environment), resolved)
 
 
-def _profile(content: Mapping[str, Any], path: Path, name: str, files: Any) -> dict[str, Any]:
+def _in_words(key: str, resources: Resources) -> str:
+    value = getattr(resources, f"{key}_s" if key in ("no_client_limit", "start_timeout") else key)
+    if key in ("no_client_limit", "start_timeout"):
+        value = f"{value / 60:g} min" if 0 < value < UNLIMITED_S else "off"
+    text = " ; ".join(value) if key == "prologue" else ", ".join(value) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= VALUE_WIDE else f"{text[: VALUE_WIDE - 1]}…"
+
+
+def _whose(origin: str) -> str:
+    """Say in short where a value comes from."""
+    whose = {str(SITE_FILE): "site file", str(user_file()): "your file", "built-in": "built in"}
+    return next((words for place, words in whose.items() if place in origin), origin)
+
+
+def _place(path: Path) -> str:
+    return str(path) if path.exists() else f"{path} (not there)"
+
+
+def _files() -> Files:
+    return [(Path("hpcmagic"), BUILT_IN), *((path, read_file(path)) for path in (SITE_FILE, user_file()))]
+
+
+def _default(files: Files, environment: Mapping[str, str]) -> str:
+    """Give the profile of who names none: the site's only to those who may use it."""
+    if named := environment.get(f"{ENVIRONMENT}PROFILE"):
+        return named
+    for path, content in reversed(files):
+        name = content.get("default", "")
+        if name and (path != SITE_FILE or may_use(files, name)):
+            return str(name)
+    return ""
+
+
+def _profile(content: Mapping[str, Any], path: Path, name: str, files: Files) -> dict[str, Any]:
     """Give one file's part of a profile; an error when no file has it."""
-    names = sorted({n for _, c in files for n in c.get("profiles", {})})
-    if name and name not in names:
-        mend = f"{_guess(name, names)} Yours go into {user_file()} as `[profiles.NAME]`."
+    if name and name not in all_names(files):
+        names = [n for n in all_names(files) if may_use(files, n)]
+        mend = f"{guess(name, names)} Yours go into {user_file()} as `[profiles.NAME]`."
         raise ProfileError(f"There is no profile {name!r}.", mend)
     part: dict[str, Any] = content.get("profiles", {}).get(name, {})
-    for key in part:
-        _known(key, f"key in profile {name} of {path}:")
+    for key, value in part.items():
+        require_known(key, f"key in profile {name} of {path}:", FILE_KEYS, value)
     return part
 
 
-def _known(key: str, what: str) -> None:
-    if key not in KEYS:
-        raise ProfileError(f"Unknown {what} {key!r}.", _guess(key, KEYS))
-
-
-def _guess(word: str, valid: Iterable[str]) -> str:
-    choices = list(valid)
-    near = difflib.get_close_matches(word, choices, 1, 0.5)
-    listed = ", ".join(choices)
-    return f"Did you mean {near[0]!r}? Valid: {listed}." if near else f"Valid: {listed}."
+def faults(name: str, part: Mapping[str, Any], path: Path) -> Iterator[tuple[str, ProfileError]]:
+    """Give all that is wrong with one file's part of a profile, by key; "" = keys that do not go together."""
+    values = {key: (value, origin_of(path, name)) for key, value in part.items()}
+    right = True
+    for key, (value, origin) in values.items():
+        try:
+            require_known(key, "key", FILE_KEYS, value)
+            CHECKS[key](key, value, origin)
+        except ProfileError as error:
+            right = False
+            yield key, error
+    try:
+        if right:
+            _checked(values, name)
+    except ProfileError as error:
+        yield "", error
 
 
 def _checked(values: Mapping[str, tuple[Any, str]], profile: str) -> Resources:
@@ -259,123 +352,3 @@ def _spread(ntasks: int, checked: Mapping[str, Any], origins: Mapping[str, str])
             "Leave one of them out.",
         )
     return {"ntasks_per_node": ntasks // nodes}
-
-
-def _malformed(key: str, value: Any, origin: str, form: str) -> ProfileError:
-    option = f"--{key.replace('_', '-')}"
-    return ProfileError(f"{option} {value!r} ({origin}) is malformed.", f"Write it as {form}.")
-
-
-def _count(least: int) -> Callable[[str, Any, str], int]:
-    def check(key: str, value: Any, origin: str) -> int:
-        digits = re.fullmatch(r"[0-9]{1,9}", str(value).strip())
-        if digits is None or int(digits[0]) < least:
-            raise _malformed(key, value, origin, f"a whole number of at least {least}")
-        return int(digits[0])
-
-    return check
-
-
-def _matching(pattern: str, form: str) -> Callable[[str, Any, str], str]:
-    def check(key: str, value: Any, origin: str) -> str:
-        if (
-            not isinstance(value, str | int)
-            or isinstance(value, bool)
-            or not re.fullmatch(pattern, str(value), re.ASCII)
-        ):
-            raise _malformed(key, value, origin, form)
-        return str(value)
-
-    return check
-
-
-def _one_of(*choices: str) -> Callable[[str, Any, str], str]:
-    def check(key: str, value: Any, origin: str) -> str:
-        if value not in choices:
-            raise _malformed(key, value, origin, " or ".join(choices))
-        return str(value)
-
-    return check
-
-
-def _texts(pattern: str, form: str, *, between: str | None) -> Callable[[str, Any, str], tuple[str, ...]]:
-    one = _matching(pattern, form)
-
-    def check(key: str, value: Any, origin: str) -> tuple[str, ...]:
-        items = value.split(between) if between and isinstance(value, str) else value
-        items = [items] if isinstance(items, str) else items
-        if not isinstance(items, list | tuple):
-            raise _malformed(key, value, origin, f"a list of {form}")
-        return tuple(one(key, item, origin) for item in items)
-
-    return check
-
-
-def _duration(key: str, value: Any, origin: str) -> float:
-    """Read seconds from `off`, a number of minutes, or one of sbatch's forms."""
-    if str(value).lower() in ("off", "0"):
-        return 0.0
-    return float(walltime_s(_walltime(key, value, origin)) or 0)
-
-
-def walltime_s(text: str) -> int | None:
-    """Read one of sbatch's forms of a time: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None = unlimited.
-
-    >>> walltime_s("90"), walltime_s("1:30:00"), walltime_s("1-12")
-    (5400, 5400, 129600)
-    """
-    if text.lower() in ("infinite", "unlimited", ""):
-        return None
-    days, dash, rest = text.rpartition("-")
-    numbers = [int(n) for n in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    else:
-        hours, minutes, seconds = {1: (0, *numbers, 0), 2: (0, *numbers)}.get(len(numbers), tuple(numbers))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def canonical(name: str, value: Any) -> Any:
-    """Give a resource's value in one form, so that the same in other words is the same.
-
-    >>> canonical("time", "60") == canonical("time", "1:00:00")
-    True
-    """
-    if name == "time" and value:
-        return walltime_s(value)
-    if name == "mem" and value:
-        number, unit = re.fullmatch(r"(\d+)([KMGT]?)B?", str(value).upper()).groups()  # type: ignore[union-attr]
-        return int(number) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[unit]
-    return value
-
-
-_walltime = _matching(
-    r"(?![0:-]+$)(\d+|\d+:[0-5]\d|\d+:[0-5]\d:[0-5]\d|\d+-\d+(:[0-5]\d){0,2})|(?i:infinite|unlimited)",
-    "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`",
-)
-_name = _matching(r"[A-Za-z0-9_.,@+-]+", "a name without blanks")
-_line = _matching(r"[^\n\r\0]*", "one line of text")
-
-CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
-    "launcher": _one_of(*LAUNCHERS),
-    "session_dir": _matching(r"[~/][^\n\r\0$]*", "an absolute path, or one below ~, without `$`"),
-    "nodes": _count(1),
-    "ntasks": _count(1),
-    "ntasks_per_node": _count(1),
-    "cpus_per_task": _count(1),
-    "mem": _matching(r"\d+(?i:[KMGT]B?)?", "a size, e.g. `--mem 16G`"),
-    "gpus_per_node": _count(0),
-    "time": _walltime,
-    "partition": _name,
-    "account": _name,
-    "qos": _name,
-    "constraint": _matching(r"[A-Za-z0-9_.,&|*()\[\]!+-]+", "a constraint without blanks, e.g. `intel&gpu`"),
-    "mpi": _one_of(*MPI_WAYS),
-    "interface": _name,
-    "no_client_limit": _duration,
-    "start_timeout": lambda key, value, origin: _duration(key, value, origin) or UNLIMITED_S,
-    "jobqueue": _name,
-    "python": _line,
-    "env": _texts(r"[A-Za-z_][A-Za-z0-9_]*", "names of environment variables", between=","),
-    "prologue": _texts(r"[^\n\r\0]*", "shell lines", between=None),
-}

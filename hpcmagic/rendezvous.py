@@ -4,6 +4,7 @@
     request.json                what the keeper and the engines are told   (kernel writes)
     job.json                    which job it is                            (kernel writes)
     job.sh                      the script as it was submitted             (kernel writes)
+    quote.json                  what the job is expected to be charged     (kernel writes)
     server.key client.key       key pairs of the keeper and of the notebooks
     engine.key signing.key      key pair of the ranks; ipyparallel's message key
     connection.json             where the controller listens               (keeper writes)
@@ -138,6 +139,7 @@ class SessionDirectory:
         self.request = path / "request.json"
         self.job = path / "job.json"
         self.script = path / "job.sh"
+        self.quote = path / "quote.json"
         self.connection = path / "connection.json"
         self.state = path / "state.json"
         self.log = path / "job.log"

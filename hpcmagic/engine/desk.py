@@ -187,6 +187,7 @@ class Desk:
         try:
             while True:
                 came: list[Any] = []
+                began_s = time.thread_time()
                 run_one(channel, receive(channel, number, came))
                 match came[0]:
                     case Command() as command:
@@ -194,7 +195,6 @@ class Desk:
                     case Poke(name):
                         self.poke(name)
                     case Look() as look:
-                        began_s = time.thread_time()
                         run_one(channel, send(channel, number, self.news(look, reader)))
                         self._pay(reader, time.thread_time() - began_s)
                 number += 1
@@ -208,9 +208,9 @@ class Desk:
                 close(channel)
 
     def _pay(self, reader: int, cost_s: float) -> None:
-        """Let all readers together take no more than their share of the processor; but events come at once."""
+        """Let all readers together take half of what watching may, so that pictures can; but events come at once."""
         self.run.watching_s += cost_s
-        self._pauses_s[reader] = min(SLOWEST_S, cost_s * max(1, len(self._pauses_s)) / self.run.share)
+        self._pauses_s[reader] = min(SLOWEST_S, cost_s * max(1, len(self._pauses_s)) / (self.run.share / 2))
 
     def accept(self, command: Command) -> None:
         """Let a command wait for the next step boundary, if there will be one."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import math
 
 from hpcmagic.wire.looks import Pulse
 
 PULSE_S = 0.5
+FIRST_S = 0.1  # until the first pulse: of the few steps before one cannot tell how long they take
 PULSES_A_SECOND = 100  # that rank 0 takes in, of all ranks together
 
 
@@ -23,7 +24,7 @@ class Gauge:
         self.ours_s = 0.0  # of the processor
         self.step_s = 0.0  # of late
         self._every_s = max(PULSE_S, size / PULSES_A_SECOND)
-        self._due_s = self._since_s = time.perf_counter()
+        self._due_s = self._since_s = float("inf")  # the first boundary begins the first step
         self._waits_s, self._steps = 0.0, 0
 
     def boundary(self, took_s: float, waited_s: float, work_s: float) -> None:
@@ -37,6 +38,9 @@ class Gauge:
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a pulse."""
+        if math.isinf(self._due_s):
+            self._since_s, self._due_s = now, now + FIRST_S
+            self._waits_s, self._steps, self.ours_s = 0.0, 0, 0.0
         return now >= self._due_s
 
     def pulse(self, step: int, now: float) -> Pulse:

@@ -63,7 +63,7 @@ def _fresh() -> str:
     """Make a file for it."""
     stem = time.strftime("steering-%Y%m%d-%H%M%S")
     for number in count():
-        path = Path.cwd() / f"{stem}{f'-{number}' if number else ''}.jsonl"
+        path = Path.cwd() / f"{stem}{f'_{number}' if number else ''}.jsonl"  # sorted by name, the newest is last
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             return str(path)

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import ProfileError
@@ -28,6 +29,14 @@ OPTIONS = {  # sbatch's options that are resources of ours
     "-t": "time", "--time": "time", "--mem": "mem", "-q": "qos", "--qos": "qos", "-C": "constraint",
     "--constraint": "constraint", "--gpus-per-node": "gpus_per_node", "--gpus": "gpus_per_node",
     "-G": "gpus_per_node",
+}  # fmt: skip
+OTHERS = {  # dask-jobqueue's sections for what we do not submit to
+    "htcondor": "HTCondor", "local": "no batch system", "lsf": "LSF", "moab": "Moab", "oar": "OAR", "pbs": "PBS",
+    "sge": "SGE",
+}  # fmt: skip
+OTHERS_KEYS = {  # keys that tell such a section under another name
+    "resource-spec", "lsf-units", "ncpus", "use-stdin", "disk", "cancel-command-extra", "submit-command-extra",
+    "memory-per-core-property-name",
 }  # fmt: skip
 
 
@@ -45,26 +54,68 @@ def site_section(name: str) -> dict[str, Any]:
 
     Those set a walltime of 30 minutes that nobody asked for.
 
+    Parameters
+    ----------
+    name
+        Of a section; or the path of another YAML file, with `:SECTION` behind it or not.
+
     Raises
     ------
     ProfileError
-        The file is malformed, or has no such section.
+        The file is not there or malformed, has no such section, or has it for another batch system.
     """
+    file, wanted = _place(name)
+    sections = _sections(file)
+    if not isinstance(sections.get(wanted) or {}, dict):
+        raise ProfileError(f"{file or 'jobqueue.yaml'}: section {wanted!r} is no table of keys.", "Mend that file.")
+    section = {str(key).replace("_", "-"): value for key, value in (sections.get(wanted) or {}).items()}
+    known = ", ".join(str(one) for one in sections if one not in OTHERS) or "none for SLURM"
+    if not section and (wanted != "slurm" or file):
+        raise ProfileError(f"{file or 'jobqueue.yaml'} has no section {wanted!r}.", f"Sections there: {known}.")
+    foreign = sorted(key for key in OTHERS_KEYS if section.get(key) is not None) if wanted != "slurm" else []
+    if wanted in OTHERS or foreign:
+        whose = OTHERS.get(wanted) or f"another batch system ({', '.join(foreign)})"
+        raise ProfileError(
+            f"{file or 'jobqueue.yaml'}: section {wanted!r} is for {whose}, and hpcmagic submits to SLURM.",
+            f"Name another with `jobqueue` in your profile, or leave that key out. Sections there: {known}.",
+        )
+    return section
+
+
+def passed_over(resources: Resources) -> str:
+    """Say that nothing of a jobqueue.yaml is used, where it has other sections only; empty where none is lost."""
+    file, wanted = _place(resources.jobqueue)
+    sections = _sections(file)
+    if wanted in sections or not sections:
+        return ""
+    others = ", ".join(repr(section) for section in sections)  # on one line, whatever they are called
+    return f"jobqueue.yaml has no section {wanted!r}: nothing of it was used (there: {others})"
+
+
+def _place(name: str) -> tuple[Path | None, str]:
+    """Give the file and the section that a profile's `jobqueue` names; no file = jobqueue.yaml where Dask looks."""
+    if not name.startswith(("/", "~")):
+        return None, name
+    file, _, section = name.partition(":")
+    return Path(file).expanduser(), section or "slurm"
+
+
+def _sections(file: Path | None) -> dict[str, Any]:
+    if file is not None and not os.access(file, os.R_OK):
+        raise ProfileError(
+            f"There is no {file} that can be read.", "Mend `jobqueue` in your profile, or leave it out."
+        )
     try:
         import dask.config
 
-        sections = dask.config.collect().get("jobqueue") or {}
+        content = dask.config.collect() if file is None else dask.config.collect(paths=[str(file)], env={})
     except ValueError as error:
-        raise ProfileError(
-            f"jobqueue.yaml cannot be read: {' '.join(str(error).split())}.", "Mend that file."
-        ) from error
-    if not isinstance(sections, dict) or not isinstance(sections.get(name) or {}, dict):
-        raise ProfileError(f"jobqueue.yaml: section {name!r} is no table of keys.", "Mend that file.")
-    section = {str(key).replace("_", "-"): value for key, value in (sections.get(name) or {}).items()}
-    if not section and name != "slurm":
-        known = ", ".join(map(str, sections)) or "none"
-        raise ProfileError(f"jobqueue.yaml has no section {name!r}.", f"Sections there: {known}.")
-    return section
+        said = " ".join(str(error).split())
+        raise ProfileError(f"jobqueue.yaml cannot be read: {said}.", "Mend that file.") from error
+    sections = content.get("jobqueue") or {}
+    if not isinstance(sections, dict):
+        raise ProfileError("jobqueue.yaml: `jobqueue` is no table of sections.", "Mend that file.")
+    return sections
 
 
 def site_values(resources: Resources) -> dict[str, Any]:
@@ -101,8 +152,9 @@ def site_script(resources: Resources) -> SiteScript:
         import dask.config
         from dask_jobqueue.slurm import SLURMJob
 
+        section = _place(resources.jobqueue)[1]
         shipped: dict[str, Any] = next((d["jobqueue"]["slurm"] for d in dask.config.defaults if "jobqueue" in d), {})
-        with dask.config.set({"jobqueue": {resources.jobqueue: {**shipped, **site}}}):
+        with dask.config.set({"jobqueue": {section: {**shipped, **site}}}):
             job = SLURMJob(
                 cores=resources.cpus_per_task * resources.ntasks_per_node,
                 processes=1,
@@ -112,7 +164,7 @@ def site_script(resources: Resources) -> SiteScript:
                 account=resources.account or None,
                 walltime=resources.time or None,
                 python=resources.python or sys.executable,
-                config_name=resources.jobqueue,
+                config_name=section,
                 log_directory=os.sep,  # it would make one; its two options are dropped below
                 name="hpcmagic",
             )

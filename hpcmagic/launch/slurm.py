@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import JobSpec, JobState, Phase, exported
-from hpcmagic.launch.jobqueue import site_cores, site_script, site_values
+from hpcmagic.launch.jobqueue import passed_over, site_cores, site_script, site_values
 from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
 
@@ -112,6 +112,7 @@ class SlurmLauncher:
         lines = [
             site.shebang,
             *(f"#SBATCH {option}" for option in self._options(resources, site.options)),
+            *(f"# {unused}" for unused in [passed_over(resources)] if unused),
             "unset SLURM_EXPORT_ENV  # with it srun would pass on nothing",
             f"[ -d {shlex.quote(directory)} ] || exit {NO_SUCH_DIRECTORY}",
             "trap '' USR1  # until the keeper listens: it would end this shell",

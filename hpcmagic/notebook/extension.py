@@ -23,6 +23,7 @@ def load(shell: Any) -> None:
     shell.events.register("pre_run_cell", watch.begin)
     shell.events.register("post_run_cell", watch.over)
     shell.Completer.custom_matchers.append(completion.match)
+    shell.input_transformers_cleanup.insert(0, with_a_body)
 
 
 def unload(shell: Any) -> None:
@@ -39,4 +40,13 @@ def unload(shell: Any) -> None:
     shell.events.unregister("pre_run_cell", watch.begin)
     shell.events.unregister("post_run_cell", watch.over)
     shell.Completer.custom_matchers.remove(completion.match)
+    shell.input_transformers_cleanup.remove(with_a_body)
     watch.close()
+
+
+def with_a_body(lines: list[str]) -> list[str]:
+    """Let a cell be nothing but `%%remote -h`, or `--dry-run`: IPython itself refuses a cell magic without a body."""
+    words = lines[0].split() if lines else []
+    if words[:1] != ["%%remote"] or any(line.strip() for line in lines[1:]):
+        return lines
+    return [lines[0].rstrip("\n") + "\n", "\n"] if {"-h", "--help", "--dry-run"} & set(words) else lines

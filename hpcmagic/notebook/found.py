@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from hpcmagic.errors import LaunchError
+from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
@@ -96,13 +98,13 @@ def sessions(**options: object) -> list[Status]:
     """Give the status of every session of yours, by name."""
     found = [one for resources in everywhere(**options) for one in all_found(resources)]
     with ThreadPoolExecutor(ASK_AT_ONCE) as pool:  # one after the other they would wait for ever while SLURM is away
-        return list(pool.map(_status, found))
+        return list(pool.map(status_of_found, found))
 
 
 def find(resources: Resources, name: str) -> Found | None:
     """Find a session by its name, or by the notebook file that made it, since renamed."""
     path = resources.directory / name
-    if path.is_dir():
+    if _is_folder(path):
         return _read(SessionDirectory.open(path))
     identity = frontend.notebook_identity()
     if identity and name == frontend.session_name()[0]:
@@ -129,17 +131,39 @@ def ended_names(**options: object) -> list[str]:
     return list(dict.fromkeys(path.name.rpartition("~")[0] for path in newest))
 
 
+def put_aside(**options: object) -> list[Found]:
+    """Give every session that has ended and whose directory is kept, the oldest first."""
+    shelves = [resources.directory / "ended" for resources in everywhere(**options)]
+    paths = [path for shelf in shelves for path in shelf.glob("*~*")]
+    return [_read(SessionDirectory.open(path)) for path in sorted(paths, key=_number)]
+
+
+def _number(path: Path) -> int:
+    number = path.name.rpartition("~")[2]
+    return int(number) if number.isdecimal() else 0
+
+
 def everywhere(**options: object) -> list[Resources]:
     """Give one `Resources` for each directory that some profile keeps sessions in."""
-    resolved = [resolve(options), *(resolve({**options, "profile": name}) for name in profile_names())]
+    names = profile_names(roles=False)  # your sessions are yours, also where you have left a profile's group
+    resolved = [resolve({**options, **named}, roles=False) for named in ({}, *({"profile": name} for name in names))]
     return list({resources.directory: resources for resources in reversed(resolved)}.values())
 
 
 def all_found(resources: Resources) -> list[Found]:
     """Give every session whose directory is there."""
     root = resources.directory
-    paths = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "ended") if root.is_dir() else []
+    paths = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "ended") if _is_folder(root) else []
     return [_read(SessionDirectory.open(path)) for path in paths]
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(PermissionError):
+        if not path.is_dir():
+            return False
+        if os.access(path, os.R_OK | os.X_OK):
+            return True
+    raise ProfileError(f"You may not look into {path}.", "Name a `session_dir` of your own.")
 
 
 def stop_found(found: Found) -> None:
@@ -163,9 +187,12 @@ def _whole(directory: SessionDirectory, path: Path, kind: type[T]) -> T | None:
         return None
 
 
-def _status(found: Found) -> Status:
+def status_of_found(found: Found) -> Status:
+    """Give how a session stands, by its files and its job."""
     seen = found.job_state()
     job = found.job or JobRecord(found.request.launcher, "", time.time())
     local = found.request.launcher == "local"
     elapsed_s = max(0.0, time.time() - job.submitted) if local else seen.elapsed_s
-    return status_of(found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s)
+    return status_of(
+        found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s, directory=found.directory
+    )

@@ -11,9 +11,9 @@ from typing import Any
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool, Float
 
-from hpcmagic.errors import DataError, HpcMagicError, ProfileError, SessionEnded
+from hpcmagic.errors import CellError, DataError, HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.files import File
-from hpcmagic.notebook import frontend, output, start, steer_line
+from hpcmagic.notebook import frontend, output, spending, start, steer_line
 from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.options import (
     HelpAsked,
@@ -24,6 +24,7 @@ from hpcmagic.notebook.options import (
     remote_parser,
     scatter_parser,
 )
+from hpcmagic.notebook.perrank import choose_ranks
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.notebook.verbs import HPC, VERBS
@@ -88,8 +89,9 @@ class HpcMagics(Magics):
         options = self._named(PUSH, line)
         if options is None:
             return
+        values = self._values(options.names)  # before anything is started
         session = self._held()
-        session.push(self._values(options.names), ranks=options.ranks)
+        session.push(values, ranks=options.ranks)
         output.quiet(f"{', '.join(options.names)} → {output.ranks_in_words(session.chosen(options.ranks))}")
 
     @no_var_expand
@@ -110,11 +112,11 @@ class HpcMagics(Magics):
         options = self._named(SCATTER, line)
         if options is None:
             return
-        session = self._held()
         if options.source is not None:
             values = dict.fromkeys(options.names, File(options.source))
         else:
             values = self._values(options.names)
+        session = self._held()
         session.scatter(values, axis=options.axis)
         output.quiet(f"{', '.join(options.names)} cut over {output.count(session.size, 'rank')}")
 
@@ -178,11 +180,14 @@ class HpcMagics(Magics):
             return None
         _require_sense(options)
         cell = RunCell(source, f"cell {self._cell_number()}", first_line, bool(options.out))
-        session = self.ensure(options, cell)
-        if options.push:
-            session.push(self._values(_listed(options.push)), ranks=options.ranks)
-        if options.scatter:
-            session.scatter(self._values(_listed(options.scatter)))
+        pushed, scattered = (self._values(_listed(names or "")) for names in (options.push, options.scatter))
+        if options.ranks is not None and (resources := chosen_resources(options)):
+            choose_ranks(options.ranks, resolve(resources).ntasks)
+        session = self.ensure(options, cell)  # nothing is started for a line that cannot work
+        if pushed:
+            session.push(pushed, ranks=options.ranks)
+        if scattered:
+            session.scatter(scattered)
         if options.asynchronous:
             handle = session.send_cell(cell, options.ranks, options.timeout)
             if options.out:
@@ -205,7 +210,13 @@ class HpcMagics(Magics):
             joined = session.gather(*names)
             self._bind(names, joined if len(names) > 1 else (joined,))
         if options.local:
-            self.shell.run_cell(cell.source).raise_error()
+            here = self.shell.run_cell(cell.source)
+            if not here.success:
+                error = here.error_before_exec or here.error_in_exec
+                raise CellError(
+                    f"It ran on the ranks; here (`--local`) it raised {type(error).__name__}.",
+                    "The error stands above; names that only the ranks have are fetched with `%pull`.",
+                )
         return values
 
     def _cell_number(self) -> int:
@@ -230,7 +241,7 @@ class HpcMagics(Magics):
     def _started(self, name: str, options: argparse.Namespace, resources: dict[str, Any]) -> Session:
         """Start or pick up a session; one that the user stopped waiting for stays this notebook's."""
         try:
-            session = start.start(session=name, keep=options.keep, unasked=False, **resources)
+            session = start.start(session=name, keep=options.keep, unasked=False, yes=options.yes, **resources)
         except HpcMagicError:
             if find_anywhere(name) is not None:
                 self.session_name = name
@@ -323,10 +334,10 @@ def _in_short(value: Any) -> str:
 
 
 def _quiet_line(session: Session, ranks: str | None, elapsed_s: float) -> str:
-    """Write the line under each remote cell: ranks × elapsed, node-hours so far, when the job ends."""
+    """Write the line under each remote cell: ranks × elapsed, the cost so far, when the job ends."""
     count = len(session.chosen(ranks))
     parts = [f"{output.count(count, 'rank')} × {output.clock(elapsed_s)}"]
-    parts.append(f"{session.node_seconds / 3600:.2g} node-hours so far")
+    parts.append(spending.in_line(session) or f"{session.node_seconds / 3600:.2g} node-hours so far")
     left = session.left_s()
     if left is not None:
         parts.append(f"job {session.job.job_id} ends at {output.time_of_day(left)}, in {output.clock(left)}")

@@ -43,7 +43,8 @@ class News:
         own
             The name of this very client.
         """
-        others = tuple(name.partition("#")[0] for name in keeper.clients if name != own)
+        people = dict.fromkeys(name.partition("#")[0] for name in keeper.clients)
+        others = tuple(name for name in people if name != own.partition("#")[0])  # nor another hold in this process
         if others != self._others:
             here = f"also connected: {', '.join(others)}" if others else "nobody else is connected any more"
             self._others = others

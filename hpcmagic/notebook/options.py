@@ -142,7 +142,8 @@ def add_resources(parser: OptionParser) -> None:
     ):
         group.add_argument(*flags, metavar=metavar, help=text)
     group.add_argument("--keep", action="store_true", help="let the session run on when an unattended kernel exits")
-    group.add_argument("--dry-run", action="store_true", help="show the exact script, submit nothing")
+    group.add_argument("--dry-run", action="store_true", help="show the exact script and its cost, submit nothing")
+    group.add_argument("--yes", action="store_true", help="submit without asking what may cost a lot (confirm_above)")
 
 
 RESOURCE_NAMES = (

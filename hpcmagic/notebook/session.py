@@ -29,7 +29,7 @@ from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.restarting import restart, wait_if_restarting
 from hpcmagic.notebook.simulation import Steer
-from hpcmagic.notebook.status import JobSeen, Status, status_of
+from hpcmagic.notebook.status import JobSeen, Status
 from hpcmagic.notebook.stuck import require_not_stuck, stuck_error
 from hpcmagic.notebook.syntax import check_syntax
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
@@ -214,9 +214,7 @@ class Session(DataVerbs):
             keeper = self.keeper_state()
         except FileNotFoundError:
             keeper = KeeperState("ended", cause=self.ended or "it was stopped")
-        return status_of(
-            self.request, self.job, keeper, self.seen.state, elapsed_s=self.elapsed_s(), left_s=self.left_s()
-        )
+        return self.seen.status(self.directory, self.request, keeper)
 
     def stop(self) -> None:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""

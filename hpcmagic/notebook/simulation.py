@@ -51,6 +51,7 @@ class Steer:
         self._cells = cells
         self._mirror: Mirror | None = None
         self._engine = ""  # that the mirror leads to
+        self._pixels: dict[str, int] = {}  # of each field's picture, as they were asked for last
         self._connecting = threading.Lock()  # a handle's thread may ask as well, for the panel
 
     def __repr__(self) -> str:
@@ -141,6 +142,8 @@ class Steer:
         SteerError
             There is no such field, or none came within `timeout` seconds.
         """
+        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 1:
+            raise SteerError(f"pixels = {pixels!r} is no size of a picture.", "Give a whole number: `pixels=512`.")
         with self._watched() as mirror:
             mirror.wait(lambda: news_of(mirror).fields or news_of(mirror).over, COMES_S)
             mirror.wait(lambda: name in news_of(mirror).fields or news_of(mirror).over, LOOK_S)
@@ -151,8 +154,17 @@ class Steer:
                     "In the simulation: `live.field(…)`.",
                 )
             former = mirror.pictures.get(name)
+            frames = {former.frame} if former is not None else set()
+            wanted = len(frames) + (1 if self._pixels.get(name, pixels) == pixels else 2)  # one may be on its way
+            self._pixels[name] = pixels
             mirror.want(name, pixels)
-            mirror.wait(lambda: mirror.pictures.get(name) is not former or _stands(news_of(mirror), former), timeout)
+
+            def came() -> bool:
+                if (picture := mirror.pictures.get(name)) is not None:
+                    frames.add(picture.frame)
+                return len(frames) >= wanted or _stands(news_of(mirror), former)
+
+            mirror.wait(came, timeout)
             picture = mirror.pictures.get(name)
             if picture is None:
                 raise _no_picture(name, news_of(mirror), timeout)
@@ -368,6 +380,12 @@ def event_in_words(event: Event) -> str:
 
 def _no_picture(name: str, news: News, timeout: float) -> SteerError:
     """Say why: pictures are made at steps, of fields that somebody looks at."""
+    said = [warning for warning in news.warnings if warning.startswith(f"the field {name} is not shown")]
+    if said:
+        return SteerError(
+            f"No picture of {name!r} came within {timeout:g} s: {said[-1]}.",
+            "Mend what the simulation gives to `live.field`, on all ranks at the same steps.",
+        )
     if news.over:
         return SteerError(
             f"The simulation is over ({news.over}), and nobody had looked at {name!r}: no picture of it was made.",
@@ -378,9 +396,8 @@ def _no_picture(name: str, news: News, timeout: float) -> SteerError:
             f"The simulation is paused, and what it gave of {name!r} is gone: there is no picture of it yet.",
             "It comes as the simulation goes on: `session.steer.resume()`, or `%steer resume`.",
         )
-    said = [warning for warning in news.warnings if f"field {name}" in warning]
     return SteerError(
-        f"No picture of {name!r} came within {timeout:g} s{f': {said[-1]}' if said else ''}.",
+        f"No picture of {name!r} came within {timeout:g} s.",
         "The simulation must go on, and call `live.field` on all ranks at the same steps.",
     )
 

@@ -20,10 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpcmagic.cost import Quote
 from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import frontend
+from hpcmagic.notebook.buying import offer, quoted_line
 from hpcmagic.notebook.causes import ended_error, fallen_error
 from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended
 from hpcmagic.notebook.output import clock, count, quiet
@@ -38,7 +40,9 @@ NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 ASKING_SIZES = (*SIZES, "partition", "account", "qos", "constraint")
 
 
-def start(session: str | None = None, *, keep: bool = False, unasked: bool = True, **options: Any) -> Session:
+def start(
+    session: str | None = None, *, keep: bool = False, unasked: bool = True, yes: bool = False, **options: Any
+) -> Session:
     """Start a session, or pick up the one of that name; returns when all its ranks are ready.
 
     Parameters
@@ -50,6 +54,8 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
     unasked
         Whether to submit a job though neither an option nor a profile says what to ask for: a call does, a
         bare ``%%remote`` does not.
+    yes
+        Submit without asking what may cost more than the profile's `confirm_above`.
     **options
         Every option of ``%%remote`` by its name with underscores: ``nodes=4, time="0:30:00"``.
 
@@ -90,7 +96,7 @@ def start(session: str | None = None, *, keep: bool = False, unasked: bool = Tru
         if not unasked:
             require_asked(resources)
         resources = launcher.completed(resources)
-        found = _submit(name, resources, launcher)
+        found = _submit(name, resources, launcher, offer(resources, yes=yes))
     else:
         require_same(found.request, resources)
     held = wait_until_ready(found, submitted=submitted)
@@ -173,7 +179,9 @@ def dry_run(session: str | None = None, **options: Any) -> str:
     resources = launcher.completed(resources)
     name = session or frontend.session_name()[0]
     require_name(name)
-    return launcher.script(JobSpec(name, SessionDirectory(resources.directory / name), resources))
+    script = launcher.script(JobSpec(name, SessionDirectory(resources.directory / name), resources))
+    line = quoted_line(resources)
+    return f"{script}# {line}\n" if line else script
 
 
 def require_name(name: str) -> None:
@@ -197,7 +205,7 @@ def _origins_of_sizes(resources: Resources) -> set[str]:
     return {origin for origin in origins if "SBATCH_" not in origin} - {""}
 
 
-def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
+def _submit(name: str, resources: Resources, launcher: Launcher, quote: Quote | None) -> Found:
     """Make the session's directory, keys and request, and submit its job."""
     if not Path().exists():
         raise LaunchError("The directory that you are in has been removed.", "Go to another with `%cd`.")
@@ -231,6 +239,8 @@ def _submit(name: str, resources: Resources, launcher: Launcher) -> Found:
             hold_alone_s=HOLD_ALONE_S,
         )
         directory.write_record(directory.request, request)
+        if quote is not None:
+            directory.write_record(directory.quote, quote)
         job = JobRecord(
             launcher.name, launcher.submit(JobSpec(name, directory, resources)), time.time(), socket.gethostname()
         )

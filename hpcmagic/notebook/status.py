@@ -6,9 +6,11 @@ import threading
 import time
 from dataclasses import dataclass
 
+from hpcmagic.cost import Cost
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook.causes import as_seen, held_words
-from hpcmagic.rendezvous import JobRecord, KeeperState, Request
+from hpcmagic.notebook.spending import cost_of
+from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
 ANSWER_S = 2.0  # how long to wait for the batch system's answer, while a cell's output waits to be shown
 
@@ -26,7 +28,7 @@ class Status:
     left_s
         Seconds until the walltime; None where there is none.
     cost
-        None until sessions are metered.
+        What it has cost so far, and may cost; None where SLURM does not tell what its job is charged.
     """
 
     session: str
@@ -38,7 +40,7 @@ class Status:
     ranks: int
     elapsed_s: float
     left_s: float | None
-    cost: None = None
+    cost: Cost | None = None
 
 
 def status_of(
@@ -49,6 +51,7 @@ def status_of(
     *,
     elapsed_s: float,
     left_s: float | None,
+    directory: SessionDirectory | None = None,
 ) -> Status:
     """Put the keeper's and the batch system's words together."""
     phase = keeper.phase if keeper is not None else "starting" if seen.phase == "running" else "pending"
@@ -62,8 +65,9 @@ def status_of(
     nodes = tuple(dict.fromkeys(keeper.nodes)) if keeper is not None and phase != "pending" else ()
     if phase == "ended":
         left_s = None
+    cost = cost_of(directory, request, job, phase, elapsed_s=elapsed_s, left_s=left_s)
     return Status(
-        request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s
+        request.session, phase, request.launcher, job.job_id, cause, nodes, request.ntasks, elapsed_s, left_s, cost
     )
 
 
@@ -87,6 +91,13 @@ class JobSeen:
                 self._asking.start()
             asking = self._asking
         asking.join(ANSWER_S)
+
+    def status(self, directory: SessionDirectory, request: Request, keeper: KeeperState | None) -> Status:
+        """Give how the session stands, as it was seen last."""
+        elapsed_s, left_s = self.elapsed_s(), self.left_s()
+        return status_of(
+            request, self.job, keeper, self.state, elapsed_s=elapsed_s, left_s=left_s, directory=directory
+        )
 
     def _ask(self) -> None:
         seen = self.launcher.state(self.job.job_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpcmagic.errors import ProfileError
 from hpcmagic.notebook import frontend, outgrown, output, start
+from hpcmagic.notebook.bill import bill
 from hpcmagic.notebook.causes import tail, whole_story
 from hpcmagic.notebook.doctor import examine
 from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, sessions, stop_found
@@ -18,6 +19,7 @@ from hpcmagic.notebook.perrank import choose_ranks
 from hpcmagic.notebook.progress import nbytes_in_words
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.status import Status
+from hpcmagic.profiles import every
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.magics import HpcMagics
@@ -38,6 +40,8 @@ HPC = """\
 %hpc log [RANK]           the last lines of the job's log, or of one rank's
 %hpc why                  the whole of the last error: full tracebacks, or how the session ended
 %hpc doctor [options]     does everything hold? One line a check; with options of %%remote, on nodes bought for it
+%hpc profiles             every profile that you may use: its values, where each comes from, which is the default
+%hpc cost                 what this notebook, this week and this account have cost; what was paid while no cell ran
 %hpc hint [on|off]        whether a local cell that is too large for this machine is told so, once a notebook"""
 
 
@@ -134,7 +138,7 @@ def cancel(magics: HpcMagics, rest: str) -> None:
         elif rest.isdigit() and int(rest) < len(listed):
             cell = listed[int(rest)]
         else:
-            said = f"There is no cell {rest!r}" if rest else f"The cells that run are {len(running)}, not one"
+            said = f"There is no cell {rest!r}" if rest else "Several cells run" if running else "No cell runs"
             raise ProfileError(f"{said}.", "Give a number of `%hpc cells`, or the name of a handle.")
     print(f"{cell.name}: {'interrupted' if cell.cancel() else f'was over ({cell.state})'}.")
 
@@ -179,12 +183,24 @@ def look_around(magics: HpcMagics, rest: str) -> None:
         raise ProfileError(f"%hpc doctor does not take {extra!r}.", "`%hpc doctor -h` shows the options.")
     resources = chosen_resources(options)
     if resources:
-        with start.start(f"doctor-{secrets.token_hex(2)}", **resources) as session:
+        with start.start(f"doctor-{secrets.token_hex(2)}", yes=options.yes, **resources) as session:
             print(examine(session))
         return
-    name = options.session or _name(magics, "")
+    name = options.session or magics.session_name or frontend.session_name()[0]
     there = name in magics.held or find_anywhere(name) is not None
     print(examine(here(magics, name) if there else None))
+
+
+def show_profiles(_magics: HpcMagics, rest: str) -> None:
+    """Show every profile with its values, and where each comes from."""
+    _nothing("profiles", rest)
+    print(every())
+
+
+def show_cost(magics: HpcMagics, rest: str) -> None:
+    """Show what your sessions have cost."""
+    _nothing("cost", rest)
+    print(bill(magics.session_name))
 
 
 def log(magics: HpcMagics, rest: str) -> None:
@@ -220,7 +236,7 @@ def why(magics: HpcMagics, rest: str) -> None:
 VERBS: dict[str, Callable[[HpcMagics, str], None]] = {
     "": status, "status": status, "start": start_session, "stop": stop, "restart": restart, "attach": attach,
     "cells": cells, "cancel": cancel, "vars": show_variables, "log": log, "why": why, "doctor": look_around,
-    "hint": hint,
+    "hint": hint, "profiles": show_profiles, "cost": show_cost,
 }  # fmt: skip
 
 
@@ -245,7 +261,20 @@ def here(magics: HpcMagics, name: str = "") -> Session:
 
 
 def _name(magics: HpcMagics, rest: str) -> str:
-    return rest or magics.session_name or frontend.session_name()[0]
+    """Give the session that is meant: the named one, else this notebook's.
+
+    Raises
+    ------
+    ProfileError
+        It has none, and no path that would name one.
+    """
+    name, by_path = frontend.session_name()
+    if not (rest or magics.session_name or by_path):
+        raise ProfileError(
+            "This notebook has no session.",
+            "`%hpc` lists yours, by whose names they are found; `%%remote --nodes 2` starts one.",
+        )
+    return rest or magics.session_name or name
 
 
 def _nothing(verb: str, rest: str) -> None:
@@ -265,6 +294,9 @@ def table(rows: list[Status], moved: Mapping[str, int] | None = None) -> str:
         nodes = ",".join(s.nodes[:4]) + (" …" if len(s.nodes) > 4 else "") or "–"
         runs = output.clock(int(s.elapsed_s))
         lines.append((s.session, s.state, job, nodes, str(s.ranks), runs, left, s.reason or ""))
+    if any(s.cost is not None for s in rows):
+        costs = ["cost", *("–" if s.cost is None else str(s.cost) for s in rows)]
+        lines = [(*line[:-1], cost, line[-1]) for line, cost in zip(lines, costs, strict=True)]
     if any(moved.values()):
         sizes = ["moved", *(nbytes_in_words(moved.get(s.session, 0)) for s in rows)]
         lines = [(*line[:-1], size, line[-1]) for line, size in zip(lines, sizes, strict=True)]

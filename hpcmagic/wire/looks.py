@@ -126,7 +126,8 @@ class Picture:
 
         pixels = np.frombuffer(self.pixels, np.uint8).reshape(self.rows, self.columns)
         share = pixels / 254
-        values = self.low * (1 - share) + self.high * share
+        with np.errstate(over="ignore"):  # of what is near the greatest number
+            values = self.low * (1 - share) + self.high * share
         values[pixels == 255] = np.nan  # as said above
         return values
 

@@ -113,7 +113,7 @@ def test_other_magics(home):
     """IPython's own magics go around ours: what a cell prints is captured, its time told, a `;` silences its value."""
     cells = [
         "%load_ext hpcmagic", f"%%capture said\n{CELL}", "print(said.stdout)", f"%%time\n{CELL}", f"{CELL};",
-        "x = %remote rank\nx.ranks", "import asyncio\nh = %remote -a rank + 1\n[*(await h)]", "%hpc stop",
+        "x = %remote rank\nx.ranks", "%%remote -h", "import asyncio\nh = %remote -a rank + 1\n[*(await h)]", "%hpc stop",
     ]  # fmt: skip
     shown = shown_by(home, *cells)
     assert shown[1] == ""
@@ -123,7 +123,20 @@ def test_other_magics(home):
     assert "[0-1] hello" in shown[4]
     assert "[1] 10" not in shown[4]
     assert "range(0, 2)" in shown[5] or "(0, 1)" in shown[5]
-    assert "[1, 2]" in shown[6]
+    assert "usage: %%remote [options]" in shown[6]
+    assert "[1, 2]" in shown[7]
+
+
+def test_local_too(home):
+    """What fails here and not on the ranks is shown once, with no frame of ours."""
+    *_, failed = shown_by(
+        home, "%load_ext hpcmagic", "%%remote --nodes 2\ny = 1", "%%remote --local\ny + 1", fails=True
+    )
+    failed = re.sub(r"\x1b\[[0-9;]*m", "", failed)
+    assert "[0-1] 2" not in failed  # the cell's value is that of the failed run here
+    assert failed.count("NameError: name 'y' is not defined") == 1
+    assert "here (`--local`) it raised NameError" in failed
+    assert "magics.py" not in failed
 
 
 @pytest.fixture

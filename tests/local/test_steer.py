@@ -666,6 +666,16 @@ def _told_of(session, field, said):
     return said in repr(session.steer)
 
 
+def test_field_as_fine_as_asked(session):
+    """Each call gives a picture as fine as it asks for, not one that was on its way; a size that is none is refused."""
+    with running(session, simulation()):
+        for pixels in (64, 256, 16, 256):
+            assert session.steer.field("u", pixels=pixels, timeout=SOON_S).shape == (1, pixels)
+        for wrong in (0, -5, 2.5, "x", None, True):
+            with pytest.raises(SteerError, match="is no size of a picture"):
+                session.steer.field("u", pixels=wrong)
+
+
 def test_no_such_field(session):
     """Asking for a field that is not there, or for a simulation that is not, says so."""
     with running(session, HEALTHY.replace("20", "100_000").replace("time.sleep(0.0)", "time.sleep(0.002)")):

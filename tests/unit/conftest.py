@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from hpcmagic import profiles
-from hpcmagic.launch import slurm
+from hpcmagic.launch import charges, slurm
 from hpcmagic.notebook import found, frontend, start
 from hpcmagic.profiles import Resources
 from hpcmagic.testing import FakeLauncher
@@ -31,6 +31,7 @@ def empty_house(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(profiles, "SITE_FILE", tmp_path / "site.toml")
+    monkeypatch.setattr(charges, "BOOKS", charges.Books(lambda _command: None))  # SLURM tells nothing of prices
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from hpcmagic import roles
 from hpcmagic.launch.offers import Offers
 from hpcmagic.notebook import completion, extension
 from hpcmagic.notebook.completion import Completion
@@ -123,6 +124,15 @@ def test_own_profiles(tab):
     assert tab("%%remote --profile w") == ["wide"]
     user_file().write_text("[profiles.wide\n")
     assert tab("%%remote --profile w") == []
+
+
+def test_profiles_for_others(tab, monkeypatch):
+    """A profile of a role is offered to its members only."""
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text('[profiles.gpu]\nallow_groups = "gpu-users"\n')
+    for groups, offered in (("alice", []), ("gpu-users", ["gpu"])):
+        monkeypatch.setattr(roles, "own_groups", lambda groups=groups: frozenset([groups]))
+        assert tab("%%remote --profile g") == offered
 
 
 def test_sessions(tab, desk):

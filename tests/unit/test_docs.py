@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hpcmagic import errors
+from hpcmagic import errors, rendezvous
+from hpcmagic.launch import offers, slurm
+from hpcmagic.notebook import causes, following, session, waiting
 from hpcmagic.notebook.options import names_parser, remote_parser
-from hpcmagic.profiles import KEYS
+from hpcmagic.profiles import FILE_KEYS
 
 REPO = Path(__file__).parents[2]
 DOCS = REPO / "docs"
@@ -98,7 +100,7 @@ def test_options_documented():
 def test_keys_documented():
     """Every key of a profile stands in the table of the page on profiles, and none that there is not."""
     table = (DOCS / "profiles.md").read_text().partition("## The keys")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(KEYS)
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(FILE_KEYS)
 
 
 def test_modules_in_the_picture():
@@ -112,6 +114,26 @@ def test_modules_in_the_picture():
     package = REPO / "hpcmagic"
     modules = {str(p.relative_to(package).with_suffix("")) for p in package.rglob("*.py") if p.stem != "__init__"}
     assert listed == modules
+
+
+def test_operators_figures():
+    """What the page for operators says of calls, ports and disk is what the code does."""
+    page = " ".join((DOCS / "operators.md").read_text().split())
+    step_s, longest_s = waiting.ASK_S
+    asked, at_s = 0, step_s
+    while at_s < 60:
+        asked, step_s = asked + 1, min(step_s * 1.5, longest_s)
+        at_s += step_s
+    for said in (
+        f"{asked} times in the first minute, then every {longest_s:g} s",
+        f"every {following.ASK_S:g} s; every {session.SILENT_ASK_S:g} s while",
+        f"is {3600 / following.ASK_S:g} `squeue`",
+        f"repeated for {causes.SETTLE_S:g} s at most",
+        f"once in {offers.ASK_AGAIN_S / 60:g} minutes",
+        f"after {slurm.QUERY_TIMEOUT_S:g} s ({slurm.COMMAND_TIMEOUT_S:g} s where it starts",
+        f"last {rendezvous.ENDED_KEPT} sessions",
+    ):
+        assert said in page
 
 
 FAULTS_AT_LEAST = 30

@@ -13,6 +13,7 @@ NOT_THE_PROFILES = (
     "session",
     "keep",
     "dry_run",
+    "yes",
     "ranks",
     "out",
     "push",

@@ -1,6 +1,7 @@
 """What you ask for: where each value comes from, what is refused, and how that is said."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_every_key_from_everywhere(key, user):
     """Every key may stand in a file, in the environment and among the options, and means the same."""
     value = {
         "launcher": "local", "session_dir": "/scratch/s", "mem": "2G", "time": "20", "mpi": "pmix",
-        "no_client_limit": "30", "start_timeout": "30", "python": "/opt/python",
+        "no_client_limit": "30", "start_timeout": "30", "python": "/opt/python", "cost_unit": "SBU", "currency": "€",
     }.get(key, "2")  # fmt: skip
     user(f'[profiles.p]\n{key} = "{value}"\n')
     field = {"no_client_limit": "no_client_limit_s", "start_timeout": "start_timeout_s"}.get(key, key)
@@ -116,8 +117,11 @@ def test_every_key_from_everywhere(key, user):
 
 
 def test_every_key_checked():
-    """No key is without a check of its form, and no check is without a key."""
-    assert set(CHECKS) == set(KEYS)
+    """No value of a request is without a check of its form, and no check is without a value."""
+    set_by_code = {"profile", "origins", "no_client_limit_s", "start_timeout_s"}
+    named = {field.name for field in fields(Resources)} - set_by_code
+    assert set(CHECKS) == named | {"ntasks", "no_client_limit", "start_timeout"}
+    assert set(CHECKS) == {*KEYS, "allow_groups"}
 
 
 def test_profile_named_thrice(site, user):
@@ -273,6 +277,7 @@ NAMES = [
     1.5,
     [],
 ]
+AMOUNTS = ["0", "-1", "1e9", "nan", "inf", "", ".", "1,5", "much", "1 0", "٣", 0, -0.5, True, [1], {}]
 MALFORMED = {
     "nodes": COUNTS,
     "ntasks": COUNTS,
@@ -295,6 +300,11 @@ MALFORMED = {
     "python": ["/opt/py\nthon", "/opt/py\0thon", True, [], {}],
     "env": [["A-B"], ["A B"], ["A=1"], ["A\nB"], ["1A"], "A;B", [""], [1.5], {"A": 1}, 3],
     "prologue": [["module load x\nrm -r y"], ["a\0b"], ["a\rb"], [1.5], [True], {"a": 1}, 3],
+    "cost_unit": ["", "7", "2 hours", "a;b", "a\nb", "€", "a" * 40, True, 1.5, []],
+    "cost_divisor": AMOUNTS,
+    "price": AMOUNTS,
+    "currency": ["", "US $", "7", "EUR2", "EUR\n", "currencies", True, 1.5, []],
+    "confirm_above": AMOUNTS,
 }
 
 

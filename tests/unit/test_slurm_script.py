@@ -5,16 +5,20 @@ import shlex
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from two_lines import two_lines
 
 from hpcmagic.errors import HpcMagicError, LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec
-from hpcmagic.launch.jobqueue import site_section
+from hpcmagic.launch.jobqueue import OTHERS, OTHERS_KEYS, site_section
 from hpcmagic.launch.slurm import WARN_S, SlurmLauncher
+from hpcmagic.notebook import start
 from hpcmagic.profiles import resolve
 from hpcmagic.rendezvous import SessionDirectory
 
@@ -512,6 +516,8 @@ SITES = {
     },
     "all-keys": {"--partition": "batch", "--account": None, "--time": "00:15:00", "--cpus-per-task": "24"},
     "cloud": {"--mem": None, "--time": "24:00:00", "--ntasks-per-node": "8", "--cpus-per-task": "4"},
+    "pbs-group-list": {"--partition": None, "--account": None, "--time": None, "--cpus-per-task": "1"},
+    "pbs-many-processes": {"--partition": None, "--account": None, "--time": None, "--ntasks-per-node": "1"},
 }
 
 
@@ -532,6 +538,87 @@ def test_real_sites(site, name, expected):
     assert "dask" not in text
     done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PASSED_OVER = "# jobqueue.yaml has no section 'slurm': nothing of it was used (there: 'pbs')"
+
+
+@pytest.mark.parametrize("name", [name for name in SITES if name.startswith("pbs")])
+def test_sites_without_slurm(site, name):
+    """What a site has for another batch system only is left alone, and the script says so."""
+    site((FOLDER / f"{name}.yaml").read_text())
+    text = script(nodes=2)
+    assert text.splitlines().count(PASSED_OVER) == 1
+    assert not re.search(r"resource|mpi_1|high_mem|-W |-m n", text)
+
+
+@pytest.mark.parametrize("text", ["", "jobqueue:\n  slurm:\n", "jobqueue:\n  pbs: {queue: x}\n  slurm: {queue: y}\n"])
+def test_nothing_passed_over(site, text):
+    """Where the site says nothing, or has a section for SLURM as well, no line speaks of the others."""
+    site(text)
+    assert "jobqueue.yaml" not in script()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, f"  {name}: {{queue: regular, walltime: '00:30:00', job-extra: ['-W x']}}\n") for name in OTHERS),
+        ("big", "  big: {queue: regular, resource-spec: 'select=1:ncpus=36'}\n"),
+        ("big", "  big: {queue: regular, lsf-units: mb}\n"),
+        ("big", "  big: {cores: 4, disk: 10GB}\n"),
+    ],
+)
+def test_other_batch_systems(site, name, text):
+    """A section for another batch system is refused by its name, or by keys that only those have; SLURM's are named."""
+    site(f"jobqueue:\n{text}  gpu: {{queue: gpu}}\n")
+    with pytest.raises(ProfileError, match=f"section '{name}' is for .*, and hpcmagic submits to SLURM") as error:
+        script(jobqueue=name)
+    assert "gpu" in two_lines(error).mend
+    assert options_of(script(jobqueue="gpu"))["--partition"] == "gpu"
+
+
+def test_other_batch_systems_known():
+    """The sections and keys that are refused are those that dask-jobqueue has for others than SLURM, all of them."""
+    shipped = Path(find_spec("dask_jobqueue").origin).with_name("jobqueue.yaml")
+    sections = yaml.safe_load(shipped.read_text())["jobqueue"]
+    assert set(OTHERS) == set(sections) - {"slurm"}
+    others = {key for name in OTHERS for key in sections[name]} - set(sections["slurm"])
+    assert others - {"project", "mem"} == OTHERS_KEYS
+
+
+@pytest.mark.parametrize(("behind", "queue"), [("", "cpu"), (":slurm", "cpu"), (":gpu", "gpu")])
+def test_another_file(site, tmp_path, monkeypatch, behind, queue):
+    """A profile may name a file anywhere, and a section of it; what Dask has else then says nothing."""
+    site("jobqueue:\n  slurm: {queue: elsewhere, account: other}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DASK_JOBQUEUE__SLURM__ACCOUNT", "another")
+    monkeypatch.setenv("DASK_JOBQUEUE__GPU__ACCOUNT", "another")
+    (tmp_path / "site.yaml").write_text("jobqueue:\n  slurm: {queue: cpu}\n  gpu: {queue: gpu}\n")
+    for folder in ("~", tmp_path):
+        options = options_of(script(jobqueue=f"{folder}/site.yaml{behind}"))
+        assert options["--partition"] == queue
+        assert "--account" not in options
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("none.yaml", "There is no .*none.yaml that can be read"),
+        ("site.yaml:gpuu", "site.yaml has no section 'gpuu'"),
+        ("site.yaml", "site.yaml has no section 'slurm'"),
+        ("site.yaml:pbs", "site.yaml: section 'pbs' is for PBS"),
+        ("broken.yaml", "cannot be read"),
+        ("list.yaml", "is no table of sections"),
+    ],
+)
+def test_another_file_that_is_wrong(site, tmp_path, file, message):
+    """A file that was named must be there, be YAML, and have the section."""
+    (tmp_path / "site.yaml").write_text("jobqueue:\n  pbs: {queue: cpu}\n  gpu: {queue: gpu}\n")
+    (tmp_path / "broken.yaml").write_text("jobqueue: [\n")
+    (tmp_path / "list.yaml").write_text("jobqueue: [1]\n")
+    with pytest.raises(ProfileError, match=message) as error:
+        script(jobqueue=f"{tmp_path}/{file}")
+    two_lines(error)
 
 
 # ---- the walltime
@@ -581,6 +668,18 @@ def test_submit(site, said, spec, stdout, job_id):
     assert command == ["sbatch", "--parsable"]
     assert stdin == launcher.script(spec) == spec.directory.script.read_text()
     assert spec.directory.script.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("options", "commands"),
+    [({}, ["sinfo", "sinfo", "sbatch"]), ({"launcher": "slurm", "time": "5"}, ["sbatch"])],
+)
+def test_what_a_start_asks(site, said, spec, options, commands):
+    """A start asks SLURM for what no profile says, and submits: no more (docs/operators.md counts it)."""
+    said["sbatch"] = "8123\n"
+    resources, launcher = start.plan({"nodes": 2, **options})
+    launcher.submit(replace(spec, resources=launcher.completed(resources)))
+    assert [command[0] for command, _ in said["asked"]] == commands
 
 
 def test_submit_refused(site, said, spec):

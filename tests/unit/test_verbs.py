@@ -12,6 +12,7 @@ from hpcmagic.notebook.magics import HpcMagics
 from hpcmagic.notebook.orphans import Orphan
 from hpcmagic.notebook.status import Status
 from hpcmagic.notebook.verbs import HPC, VERBS, table
+from hpcmagic.profiles import every
 
 
 def status(**kwargs):
@@ -110,12 +111,18 @@ def test_help(magics, capsys, word):
     assert set(re.findall(r"^%hpc ([a-z]+)", said, re.MULTILINE)) == set(VERBS) - {""}
 
 
-@pytest.mark.parametrize("verb", ["restart", "cells", "why"])
+@pytest.mark.parametrize("verb", ["restart", "cells", "why", "profiles"])
 def test_verb_that_takes_nothing(magics, there, verb):
     """What stands behind a verb that takes nothing is refused, and not ignored."""
     with pytest.raises(ProfileError) as error:
         magics.hpc(f"{verb} demo")
     assert "'demo'" in two_lines(error).message
+
+
+def test_profiles(magics, capsys):
+    """`%hpc profiles` shows what its twin in Python gives."""
+    magics.hpc("profiles")
+    assert capsys.readouterr().out == f"{every()}\n"
 
 
 @pytest.mark.parametrize("line", ["stop demo", "log", "attach demo"])
