@@ -30,8 +30,8 @@ T = TypeVar("T")
 Ask = Callable[[Sequence[str]], list[str] | None]
 
 KEPT_S = 600.0  # prices and factors
-BALANCE_KEPT_S = 60.0
-ENDED_KEPT_S = 30.0  # what accounting says of a job, until it has ended
+BALANCE_KEPT_S = 30.0
+ACCOUNTED_KEPT_S = 5.0  # what accounting says, but of jobs that have ended, which stays
 ASK_AGAIN_S = 30.0  # where SLURM did not answer
 WAIT_S = 2.0
 SACCT = "JobIDRaw,State,ElapsedRaw,AllocTRES,Partition,QOS,Account,Start"
@@ -140,27 +140,30 @@ class Books:
     def tariff(self, partition: str, qos: str) -> Tariff | None:
         """Give how jobs of a partition and a QOS are charged now; None where SLURM does not tell."""
         found = self._partitions(partition)
-        return self._tariff(found[0], self._config() or {}, qos)[0] if found else None
+        tariff, lacks = self._tariff(found[0], self._config() or {}, qos) if found else (None, ())
+        return None if lacks else tariff
 
     def got(self, job_id: str) -> dict[str, float] | None:
         """Give the TRES that a job which runs has got."""
         return self._kept(f"job {job_id}", lambda: self._ask_job(job_id), KEPT_S)
 
-    def accounted(self, job_ids: Iterable[str]) -> dict[str, Accounted]:
+    def accounted(self, job_ids: Iterable[str], *, wait_s: float | None = None) -> dict[str, Accounted]:
         """Give what accounting says of jobs, by id; it may lag behind."""
         wanted = sorted(set(job_ids))
         missing = [job for job in wanted if (known := self._answers.get(f"sacct {job}")) is None or not known.ended]
         if missing:
             listed = ",".join(missing)
-            told = self._kept(f"sacct of {listed}", lambda: self._ask_sacct(f"--jobs={listed}"), ENDED_KEPT_S) or []
-            self._answers |= {f"sacct {one.job_id}": one for one in told}
+            told = self._kept(
+                f"sacct of {listed}", lambda: self._ask_sacct(f"--jobs={listed}"), ACCOUNTED_KEPT_S, wait_s
+            )
+            self._answers |= {f"sacct {one.job_id}": one for one in told or ()}
         answers = {job: self._answers.get(f"sacct {job}") for job in wanted}
         return {job: answer for job, answer in answers.items() if answer is not None}
 
-    def jobs_since(self, days: int) -> list[Accounted] | None:
+    def jobs_since(self, days: int, *, wait_s: float | None = None) -> list[Accounted] | None:
         """Give every job of hpcmagic's that this user had in so many days; None where there is no accounting."""
         since = (f"--user={me()}", f"--starttime=now-{days}days", "--name=hpcmagic")
-        return self._kept(f"{days} days", lambda: self._ask_sacct(*since), BALANCE_KEPT_S)
+        return self._kept(f"{days} days", lambda: self._ask_sacct(*since), ACCOUNTED_KEPT_S, wait_s)
 
     def balances(self, account: str, qos: str = "", *, wait_s: float | None = None) -> list[Balance]:
         """Give what is left of every limit on minutes that binds this user's jobs of an account, the least first."""
@@ -171,7 +174,7 @@ class Books:
         return sorted(asked or [], key=lambda one: (one.what != "billing", one.left))
 
     def _kept(self, what: str, ask: Callable[[], T | None], kept_s: float, wait_s: float | None = None) -> T | None:
-        """Give an answer, asked anew when it is old; one that is known is not waited for."""
+        """Give an answer, asked anew when it is old; one that is known is waited for only by who says how long."""
         with self._lock:
             asking = self._asking.get(what)
             due = self._clock() >= self._ask_after_s.get(what, float("-inf"))
@@ -181,7 +184,7 @@ class Books:
                 )
                 self._asking[what] = asking
                 asking.start()
-        if asking is not None and what not in self._answers:
+        if asking is not None and (wait_s is not None or what not in self._answers):
             asking.join(self._wait_s if wait_s is None else wait_s)
         answer: T | None = self._answers.get(what)
         return answer
@@ -189,7 +192,7 @@ class Books:
     def _ask(self, what: str, ask: Callable[[], Any], kept_s: float) -> None:
         try:
             answer = ask()
-        except (HpcMagicError, OSError, ValueError, IndexError):  # what was known stays
+        except (HpcMagicError, OSError, ValueError, LookupError):  # what was known stays
             answer = None
         if answer is not None:
             self._answers[what] = answer
@@ -201,7 +204,7 @@ class Books:
         """Give a partition's tariff under a QOS, and what is not known of it."""
         weights = partition.get("TRESBillingWeights", "")
         factor = None
-        counted = config.get("AccountingStorageType", "").endswith("slurmdbd")
+        counted = config.get("AccountingStorageType", "slurmdbd").endswith("slurmdbd")
         if counted:  # else there are no QOS
             factor = (self._factors(wait_s=wait_s) or {}).get(qos)
         lacks = (NO_FACTOR,) if counted and factor is None else ()

@@ -19,6 +19,7 @@ from hpcmagic.cost import Quote, Unit, amount
 from hpcmagic.errors import DataError
 from hpcmagic.launch import charges
 from hpcmagic.launch.charges import Accounted, Balance
+from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.buying import left_in_words
 from hpcmagic.notebook.found import ASK_AT_ONCE, Found, all_found, everywhere, put_aside, status_of_found
@@ -163,15 +164,19 @@ def bill(own: str | None = None, **options: object) -> Bill:
     found = [*put_aside(**options), *(one for place in everywhere(**options) for one in all_found(place))]
     found = [one for one in found if not one.half]
     jobs = [one.job.job_id for one in found if one.job is not None and one.job.launcher == "slurm"]
-    told = charges.BOOKS.accounted(jobs) if jobs else {}
-    with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
-        entries = list(pool.map(lambda one: _entry(one, told), found))
     name = own or frontend.session_name()[0]
-    if not jobs:  # nobody charges here
-        return Bill(entries, name)
     quotes = {one.request.session: quote for one in found if (quote := _slurm_quote(one)) is not None}
     quote = quotes.get(name) or next(reversed(quotes.values()), None)
-    balances = charges.BOOKS.balances(quote.account if quote else "", quote.qos if quote else "")
+    account, qos = (quote.account, quote.qos) if quote else ("", "")
+    if jobs:  # nobody shall wait for one answer after the other while SLURM is away
+        charges.BOOKS.jobs_since(WEEK_DAYS, wait_s=0.0)
+        charges.BOOKS.balances(account, qos, wait_s=0.0)
+    told = charges.BOOKS.accounted(jobs, wait_s=QUERY_TIMEOUT_S) if jobs else {}
+    with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
+        entries = list(pool.map(lambda one: _entry(one, told), found))
+    if not jobs:  # nobody charges here
+        return Bill(entries, name)
+    balances = charges.BOOKS.balances(account, qos, wait_s=QUERY_TIMEOUT_S)
     return Bill(entries, name, _week(quote.units if quote else Unit()), balances)
 
 
@@ -191,8 +196,8 @@ def _entry(found: Found, told: Mapping[str, Accounted]) -> Entry:
         minutes = charged_minutes(known, quote)
         confirmed = None if minutes is None else (quote.units if quote else Unit()).of(minutes)
         return _made(found, quote, job_id, state="ended", ran_s=known.elapsed_s, confirmed=confirmed)
-    if found.directory.is_aside():  # and accounting does not know it, or not yet
-        return _made(found, quote, job_id, state="ended")
+    if found.directory.is_aside():  # accounting does not know it, or not yet that it is over
+        return _made(found, quote, job_id, state="ended", ran_s=known.elapsed_s if known is not None else None)
     status = status_of_found(found)
     spent = None if status.cost is None else status.cost.spent
     return _made(found, quote, job_id, state=status.state, ran_s=status.elapsed_s, estimate=spent)
@@ -235,7 +240,7 @@ def _local_run(found: Found) -> tuple[str, float]:
 
 
 def _week(unit: Unit) -> Week | None:
-    jobs = charges.BOOKS.jobs_since(WEEK_DAYS)
+    jobs = charges.BOOKS.jobs_since(WEEK_DAYS, wait_s=QUERY_TIMEOUT_S)
     if jobs is None:
         return None
     minutes = [charged_minutes(job) for job in jobs if job.elapsed_s]

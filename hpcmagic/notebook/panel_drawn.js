@@ -16,7 +16,7 @@ class Chart {
       },
     }, "log");
     this.canvas = make("canvas", {
-      role: "img",
+      role: "img", "aria-label": `${name}: no values yet`,
       onpointermove: (event) => { this.at = event.offsetX; this.changed(); },
       onpointerleave: () => { this.at = null; this.changed(); },
     });
@@ -119,7 +119,7 @@ class Ranks {
     this.pulses = [];
     this.at = null;
     this.canvas = make("canvas", {
-      role: "img",
+      role: "img", "aria-label": "the ranks have not told yet",
       onpointermove: (event) => { this.at = event.offsetX; this.changed(); },
       onpointerleave: () => { this.at = null; this.changed(); },
     });

@@ -75,7 +75,8 @@ def cost_of(
 def charged_minutes(told: Accounted, quote: Quote | None = None) -> float | None:
     """Give the billing-minutes of a job that accounting knows; None where its tariff is not known any more."""
     tariff: Tariff | None
-    if quote is not None and (quote.partition, quote.qos) == (told.partition, told.qos):
+    same = quote is not None and (quote.partition, quote.qos) == (told.partition, told.qos)
+    if quote is not None and same and not quote.lacks:
         tariff = quote.tariff  # as it was when the job was submitted
     else:
         tariff = charges.BOOKS.tariff(told.partition, told.qos) or (quote.tariff if quote is not None else None)

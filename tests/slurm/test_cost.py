@@ -138,27 +138,29 @@ def settled(cluster, shapes, told):
         time.sleep(0.5)
 
 
-def compare(told, minutes):
+def compare(shapes, told, minutes):
     """Print the table of the documentation, and give the shapes that were charged otherwise than told."""
-    print(
-        "\n| shape | ended as | ran | quoted a minute | told | charged | difference |\n|---|---|---|---|---|---|---|"
-    )
+    print("\n| shape | asks for | ended as | ran | told | charged | difference |\n|---|---|---|---|---|---|---|")
     wrong = []
     for name, one in told.items():
         apart = one["minutes"] - minutes[name]
         percent = f"{apart / minutes[name]:+.2%}" if minutes[name] else f"{apart:+.2f}"
-        print(f"| {name} | {one['state']} | {one['elapsed_s']:.0f} s | {one['quoted']:.4g} | {one['minutes']:.3f} "
+        print(f"| {name} | {asked(shapes[name])} | {one['state']} | {one['elapsed_s']:.0f} s | {one['minutes']:.3f} "
               f"| {minutes[name]:.3f} | {percent} |")  # fmt: skip
         if abs(apart) > max(SHARE * minutes[name], MINUTE):
             wrong.append(f"{name}: told {one['minutes']:.3f}, charged {minutes[name]:.3f}")
-        second = (
-            one["rate"] / S_PER_MINUTE
-        )  # short jobs: the same to a second of each, which is far less than a minute
+        second = one["rate"] / S_PER_MINUTE  # short jobs: the same to a second of each, far less than a minute
         if abs(apart) > SHARE * minutes[name] + second:
             wrong.append(f"{name}: apart by more than 1 % and a second: {apart:+.3f}")
         if one["rate"] != pytest.approx(one["quoted"], rel=0.001):
             wrong.append(f"{name}: quoted {one['quoted']} a minute, then {one['rate']}")
     return wrong
+
+
+def asked(shape):
+    """Give what a shape asks for, as options."""
+    options = {key: value for key, value in shape.items() if key not in ("sleep_s", "cancel_s", "exit")}
+    return " ".join(f"`--{key.replace('_', '-')} {value}`" for key, value in options.items()) or "–"
 
 
 def test_charged_as_told(cluster, accounts):
@@ -173,7 +175,7 @@ def test_charged_as_told(cluster, accounts):
     assert told["memory"]["billing"] < told["memory"]["rate"], (
         "SLURM's own number of the job is cut: no word to trust"
     )
-    assert compare(told, settled(cluster, SHAPES, told)) == []
+    assert compare(SHAPES, told, settled(cluster, SHAPES, told)) == []
     assert told["qos-free"]["minutes"] == 0
 
 
@@ -183,7 +185,7 @@ def test_max_tres(cluster, accounts):
     with cluster.configured(PriorityFlags="MAX_TRES"):
         told = run_jobs(cluster, UNDER_MAX_TRES)
         assert [round(one["quoted"], 3) for one in told.values()] == [4, 16, 1.099]
-        assert compare(told, settled(cluster, UNDER_MAX_TRES, told)) == []
+        assert compare(UNDER_MAX_TRES, told, settled(cluster, UNDER_MAX_TRES, told)) == []
 
 
 @pytest.mark.minutes
@@ -198,7 +200,7 @@ def test_cut_short(cluster, accounts):
             "timed-out": "TIMEOUT",
             "node-lost": "NODE_FAIL",
         }
-        assert compare(told, settled(cluster, CUT_SHORT, told)) == []
+        assert compare(CUT_SHORT, told, settled(cluster, CUT_SHORT, told)) == []
     finally:
         crashed.join()
         cluster.verb("up", timeout=240)

@@ -136,6 +136,9 @@ def test_no_factor(site, books):
     site.says["sacctmgr -n -P show qos"] = None
     quote = books.quote(resources(qos="half"))
     assert (quote.usage_factor, quote.lacks) == (1.0, (NO_FACTOR,))
+    site.says["scontrol show config"] = None
+    quote = Books(site, wait_s=10.0).quote(resources(qos="half"))
+    assert quote.lacks == (NO_FACTOR,)
 
 
 def test_no_accounting(site, books):
@@ -227,9 +230,10 @@ def test_no_sacct(site, books):
 
 
 def test_tariff(books):
-    """A tariff is found by partition and QOS; None of a partition that is gone."""
+    """A tariff is found by partition and QOS; there is none where the factor is not known, nor of a partition gone."""
     assert books.tariff("debug", "half").usage_factor == 0.5
     assert isinstance(books.tariff("debug", "normal"), Tariff)
+    assert books.tariff("debug", "gone") is None
 
 
 # ---- what is left

@@ -24,6 +24,7 @@ from hpcmagic.notebook.idle import busy_s, covered_s
 from hpcmagic.notebook.verbs import HPC, VERBS, table
 from hpcmagic.profiles import resolve, user_file
 from hpcmagic.rendezvous import KeeperState
+from hpcmagic.testing import FakeClock
 from hpcmagic.wire.history import append_record, cell_path
 
 SAYS = {
@@ -336,6 +337,7 @@ def test_prices_as_when_bought(desk, says, monkeypatch):
     assert spending.charged_minutes(told, quote) == 2
     elsewhere = Accounted("1", "COMPLETED", 60.0, {"cpu": 2.0}, "other", "half", "lab", "")
     assert spending.charged_minutes(elsewhere, quote) == 9
+    assert spending.charged_minutes(told, replace(quote, lacks=("the factor",))) == 18
 
 
 def held_session(desk, says, **asked):
@@ -468,6 +470,21 @@ def test_bill_without_accounting(desk, says):
     ]
     assert made.week is None
     assert "by accounting:" not in repr(made)
+
+
+def test_accounting_lags_behind(desk, says, monkeypatch):
+    """A job that accounting still takes for running counts for so long, until it says more; it is asked anew soon."""
+    running(desk, says)
+    clock = FakeClock()
+    monkeypatch.setattr(charges, "BOOKS", Books(charges.BOOKS._run, clock=clock, wait_s=10.0))
+    stop_found(find(resolve({}, {}), "demo"))
+    says["sacct"] = SACCT.replace("TIMEOUT|3660", "RUNNING|3000")
+    (entry,) = bill("demo")
+    assert (entry.state, entry.estimate, entry.confirmed) == ("ended", 100, None)
+    says["sacct"] = SACCT
+    clock.advance(6)
+    (entry,) = bill("demo")
+    assert (entry.estimate, entry.confirmed) == (122, 366)
 
 
 def test_bill_of_an_ended_session_here(laptop):
