@@ -62,7 +62,7 @@ def _has_session(path: Path, pid: int) -> bool:
         request = directory.read_record(directory.request, Request)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # nobody can tell: then it is left alone
+    except (OSError, LaunchError):  # nobody can tell: then it is left alone
         return True
     if request is None:
         return False

@@ -17,7 +17,7 @@ from hpcmagic import profiles
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch.base import JobSpec
 from hpcmagic.launch.slurm import SlurmLauncher
-from hpcmagic.notebook import magics, start
+from hpcmagic.notebook import magics, start, verbs
 from hpcmagic.notebook.magics import CELL, MAGICS, HpcMagics
 from hpcmagic.notebook.verbs import VERBS
 from hpcmagic.rendezvous import SessionDirectory
@@ -78,6 +78,7 @@ def typing(desk, monkeypatch):
     """The magics of a notebook where SLURM answers; no session outlives a line."""
     monkeypatch.setattr(start, "wait_until_ready", bought)
     monkeypatch.setattr(magics.frontend, "session_name", lambda: ("demo", True))
+    monkeypatch.setattr(verbs, "orphans", list)  # not this machine's real ones
     names = {"n": 4, "x": [1, 2], "data": range(9)}
 
     def expand(text):

@@ -131,11 +131,12 @@ def test_not_ours(processes, no_slurm, process):
     assert orphans() == []
 
 
-def test_directory_that_cannot_be_read(directory, processes, no_slurm, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), LaunchError("state.json is damaged.", "…")])
+def test_directory_that_cannot_be_read(directory, processes, no_slurm, monkeypatch, error):
     """A process whose session cannot be read at the moment, as a file system hiccups, is left alone."""
 
     def read_record(*_):
-        raise OSError(116, "Stale file handle")
+        raise error
 
     monkeypatch.setattr(type(directory), "read_record", read_record)
     processes.append(Process([*KEEPER, str(directory.path)]))
