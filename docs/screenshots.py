@@ -15,10 +15,10 @@ from pathlib import Path
 
 import nbformat
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "tests"))
-import lab  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import lab
 
+REPO = Path(__file__).resolve().parent.parent
 PICTURES = {"Light": REPO / "docs" / "panel.png", "Dark": REPO / "docs" / "images" / "panel-dark.png"}
 WIDTH, HEIGHT, SCALE = 1240, 1100, 1.5
 RANKS = 2  # no more than a small machine has cores beside the browser

@@ -111,9 +111,8 @@ def canonical(name: str, value: Any) -> Any:
     """
     if name == "time" and value:
         return walltime_s(value)
-    if name == "mem" and value:
-        number, unit = re.fullmatch(r"(\d+)([KMGT]?)B?", str(value).upper()).groups()  # type: ignore[union-attr]
-        return int(number) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[unit]
+    if name == "mem" and (size := re.fullmatch(r"(\d+)([KMGT]?)B?", str(value).upper())):
+        return int(size[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[size[2]]
     return value
 
 

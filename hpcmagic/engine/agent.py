@@ -36,7 +36,7 @@ class Agent(threading.Thread):
             sleep(STREAM_S)
             try:
                 self.stream()
-            except Exception:  # whatever a cell puts out, the keeper is watched on
+            except Exception:  # else this thread would end, and with it the watch on the keeper
                 logging.getLogger("hpcmagic").exception("Output could not be sent ahead")
             if monotonic() >= look_at_s:
                 look_at_s = monotonic() + LOOK_S

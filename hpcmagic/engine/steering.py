@@ -32,7 +32,7 @@ class Steering:
     """What one rank keeps between simulations."""
 
     def __init__(self, port: BulkPort) -> None:
-        global _here  # noqa: PLW0603  # a simulation finds it so: it is handed nothing
+        global _here  # noqa: PLW0603  # one a process, and `steer.live(comm)` is handed nothing to find it by
         self.port = port
         self.desk = Desk()
         self.pid = os.getpid()

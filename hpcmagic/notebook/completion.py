@@ -82,6 +82,7 @@ class Completion:
             "hint": lambda: ("on", "off"),
         }
 
+    @context_matcher(identifier="hpcmagic")  # type: ignore[untyped-decorator]  # IPython gives it no types
     def match(self, context: Any) -> Any:
         """Give what fits at the cursor, in IPython's form."""
         line = context.full_text.split("\n")[context.cursor_line][: context.cursor_position]
@@ -180,9 +181,6 @@ class Completion:
         handles = {name: value for name, value in shell.user_ns.items() if issubclass(type(value), Cell)}
         named = [name for name, cell in handles.items() if not name.startswith("_") and not cell.done()]
         return named + [str(place) for place, cell in enumerate(session.cells if session else ()) if not cell.done()]
-
-
-Completion.match = context_matcher(identifier="hpcmagic")(Completion.match)  # type: ignore[method-assign]
 
 
 def _last(begun: str, also: str = "") -> str:
