@@ -25,7 +25,7 @@ test: packages $(VENV)/.has-test ## lint, then every test; as root with a real S
 	{ linted=0; $(MAKE) --no-print-directory lint || linted=1; \
 	  $(BIN)/python -m pytest tests/unit && [ $$linted = 0 ]; } \
 	  >build/unit.txt 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest tests/slurm tests/local tests/browser || failed=1; \
+	$(BIN)/python tests/steady.py tests/slurm tests/local tests/browser || failed=1; \
 	wait $$beside || failed=1; \
 	echo "Beside these, lint and the unit tests:"; cat build/unit.txt; \
 	[ -z "$$failed" ]

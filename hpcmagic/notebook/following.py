@@ -86,11 +86,12 @@ class Following:
         return self.streamed.waits() or (left is not None and left < LOOK_S)
 
     def _show(self) -> None:
+        speaking = self.pending.speaking()  # before the look: who answers in between has said what is seen later
         fresh = self.cell.drain()
         self.streamed.add(fresh)
         if fresh or self.streamed.waits():
             self.line.make_room()
-            self.streamed.show_due(self.pending.missing())
+            self.streamed.show_due(speaking)
         if any(piece.kind == "clear" for pieces in fresh.values() for piece in pieces):
             self.line.forget()
 

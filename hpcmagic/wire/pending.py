@@ -90,6 +90,10 @@ class Pending:
                 if self._given[rank] + len(self._pieces[rank]) < reply.streamed
             )
 
+    def speaking(self) -> tuple[int, ...]:
+        """Ranks of whose output more may come: they run, or have answered faster than their last pieces."""
+        return self.missing() + self.lacks_pieces()
+
     def new_output(self, *, give_up: bool = False) -> dict[int, tuple[Output, ...]]:
         """Give what has come since the last call, by rank and in order; with `give_up` despite of gaps."""
         fresh: dict[int, tuple[Output, ...]] = {}

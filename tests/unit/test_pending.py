@@ -157,6 +157,16 @@ def test_missing():
     assert pending.lost == {0}
 
 
+def test_speaking():
+    """More may come of a rank that runs, and of one whose reply was faster than its last pieces."""
+    pending = Pending([0, 1, 2])
+    pending.lose(2)
+    pending.take(Reply(1, streamed=1))
+    assert pending.speaking() == (0, 1)
+    pending.take_piece(1, 0, line("late"))
+    assert pending.speaking() == (0,)
+
+
 def test_lost_rank_lacks_nothing():
     """Nobody waits for pieces of a rank that is gone; what had come of it, beyond gaps too, is not lost."""
     pending = Pending([0])
