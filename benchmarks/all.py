@@ -16,7 +16,7 @@ import measure
 LOCAL = ("start_local", "empty_cell", "resident", "streamed", "attach", "restart", "journal_memory")
 LOCAL += ("scatter_gather", "push_all", "latency", "data_memory", "growth")
 LOCAL += ("steer_alone", "steer_cost", "steer_changes", "panel")
-SLURM = ("start_slurm", "hub_bytes", "steer_nodes")
+SLURM = ("start_slurm", "hub_bytes", "steer_nodes", "polite_poll")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmagic.cost import Cost
 from hpcmagic.errors import (
+    BudgetSpent,
     CellError,
     ChannelError,
     DataError,
@@ -58,6 +59,7 @@ _LAZY = {
 
 __all__ = [
     "Bill",
+    "BudgetSpent",
     "Cell",
     "CellError",
     "ChannelError",
@@ -78,6 +80,7 @@ __all__ = [
     "StillRunning",
     "Tampered",
     "attach",
+    "budget",
     "cost",
     "dry_run",
     "load_ipython_extension",
@@ -108,6 +111,32 @@ def cost(session: str | None = None, **options: object) -> Bill:
     from hpcmagic.notebook.bill import bill
 
     return bill(session, **options)
+
+
+def budget(limit: float | None, session: str | None = None, *, month: bool = False, **options: object) -> str:
+    """Bound what a session, or a month, may cost; say how it stands.
+
+    Parameters
+    ----------
+    limit
+        In the site's unit; on this machine in core-hours. None = no bound.
+    session
+        Its name, whether it runs or is still to be started; None = this notebook's.
+    month
+        All sessions in a month instead: those that run count with all they may still cost.
+    **options
+        `session_dir` or `profile`, where the session's directory is not where your profiles say.
+
+    Raises
+    ------
+    ProfileError
+        The limit is no number above 0.
+    BudgetSpent
+        The session has cost as much already.
+    """
+    from hpcmagic.notebook import lifespan
+
+    return lifespan.set_month(limit) if month else lifespan.set_named(limit, session, **options)
 
 
 def load_ipython_extension(shell: Any) -> None:

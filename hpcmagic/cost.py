@@ -128,6 +128,8 @@ class Quote:
         None = there is no limit.
     lacks
         What SLURM does not tell, in words: the numbers are without it.
+    changes
+        Of the factor while the job runs: since how many seconds of it, and which one.
     """
 
     tres: dict[str, float]
@@ -143,11 +145,20 @@ class Quote:
     price: float | None = None
     currency: str = ""
     lacks: tuple[str, ...] = field(default=())
+    changes: tuple[tuple[float, float], ...] = ()
 
     @property
     def tariff(self) -> Tariff:
-        """How its job is charged."""
-        return Tariff(self.weights, self.rule, self.usage_factor)
+        """How its job is charged now."""
+        factor = self.changes[-1][1] if self.changes else self.usage_factor
+        return Tariff(self.weights, self.rule, factor)
+
+    def minutes(self, elapsed_s: float, tres: Mapping[str, float]) -> float:
+        """Give the billing-minutes of so long a run, by the factor that each part of it had."""
+        since = [(0.0, self.usage_factor), *((begin, factor) for begin, factor in self.changes if begin < elapsed_s)]
+        until = [*(begin for begin, _ in since[1:]), elapsed_s]
+        weighted_s = sum(factor * (end - begin) for (begin, factor), end in zip(since, until, strict=True))
+        return billing(tres, self.weights, self.rule) * weighted_s / S_PER_MINUTE
 
     @property
     def units(self) -> Unit:
@@ -173,13 +184,14 @@ class Quote:
         confirmed_minutes
             The billing-minutes that accounting says of the job that has ended.
         """
-        unit, rate = self.units, self.tariff.rate(self.tres if tres is None else tres)
+        unit, has = self.units, self.tres if tres is None else tres
+        rate, spent = self.tariff.rate(has), self.minutes(elapsed_s, has)
         limit_s = self.walltime_s if left_s is None else elapsed_s + left_s
         confirmed = None if confirmed_minutes is None else unit.of(confirmed_minutes)
         return Cost(
-            unit.of(rate * elapsed_s / S_PER_MINUTE) if confirmed is None else confirmed,
+            unit.of(spent) if confirmed is None else confirmed,
             unit.of(rate * S_PER_HOUR / S_PER_MINUTE),
-            None if limit_s is None else unit.of(rate * limit_s / S_PER_MINUTE),
+            None if limit_s is None else unit.of(spent + rate * (limit_s - elapsed_s) / S_PER_MINUTE),
             self.unit, confirmed, self.price, self.currency,
         )  # fmt: skip
 

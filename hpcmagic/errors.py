@@ -10,6 +10,7 @@
     │   └── PeerLost        a rank or the keeper no longer answers
     ├── DataError           a value that cannot travel
     ├── SteerError          a simulation that cannot be steered so
+    ├── BudgetSpent         a budget that would be overrun
     └── CellError           the cell's own code
         ├── RankError       what one or more ranks raised
         └── StillRunning    a cell that was waited for is not over yet
@@ -80,6 +81,10 @@ class DataError(HpcMagicError):
 
 class SteerError(HpcMagicError):
     """A simulation cannot be steered so: no such parameter, out of its range, nothing runs, a rank has left."""
+
+
+class BudgetSpent(HpcMagicError):
+    """A budget would be overrun, or is spent already: nothing was bought."""
 
 
 class CellError(HpcMagicError):

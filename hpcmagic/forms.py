@@ -14,6 +14,7 @@ from hpcmagic.errors import ProfileError
 
 LAUNCHERS = ("local", "slurm")
 MPI_WAYS = ("auto", "pmix", "pmi2", "mpiexec", "none")
+DURATIONS = ("no_client_limit", "idle_limit", "start_timeout")  # kept in seconds, as NAME_s
 UNLIMITED_S = 1e9
 
 
@@ -141,6 +142,7 @@ CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
     "mpi": _one_of(*MPI_WAYS),
     "interface": _name,
     "no_client_limit": _duration,
+    "idle_limit": _duration,
     "start_timeout": lambda key, value, origin: _duration(key, value, origin) or UNLIMITED_S,
     "jobqueue": _matching(
         rf"({NAME}|[~/][^\n\r\0:$]*\.ya?ml(:{NAME})?)",
@@ -161,12 +163,26 @@ FILE_KEYS = tuple(CHECKS)
 KEYS = tuple(key for key in CHECKS if key != "allow_groups")  # what may be typed, and stand in the environment, too
 
 
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Give the nearest of the valid words, or nothing where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(valid), 1, 0.5)), "")
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Ask whether the nearest of the valid words was meant; nothing where none is near.
+
+    >>> did_you_mean("stats", ["status", "stop"])
+    'Did you mean `status`? '
+    """
+    near = nearest(word, valid)
+    return f"Did you mean `{near}`? " if near else ""
+
+
 def guess(word: str, valid: Iterable[str]) -> str:
     """Give the nearest of the valid words, and all of them."""
     choices = list(valid)
-    near = difflib.get_close_matches(word, choices, 1, 0.5)
-    listed = ", ".join(choices)
-    return f"Did you mean {near[0]!r}? Valid: {listed}." if near else f"Valid: {listed}."
+    near, listed = nearest(word, choices), ", ".join(choices)
+    return f"Did you mean {near!r}? Valid: {listed}." if near else f"Valid: {listed}."
 
 
 def require_known(key: str, what: str, keys: Sequence[str], value: Any = None) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 from hpcmagic.errors import ProfileError
 from hpcmagic.forms import (
     CHECKS,
+    DURATIONS,
     FILE_KEYS,
     KEYS,
     LAUNCHERS,
@@ -79,6 +80,8 @@ class Resources:
         Walltime in one of sbatch's forms; empty = the partition's default.
     no_client_limit_s
         With no notebook connected and no cell running for so long, the session ends; 0 = as long as the job.
+    idle_limit_s
+        With no cell running or waiting for so long, the session ends; 0 = as long as the job.
     env
         Names of further environment variables that the job may see.
     prologue
@@ -105,6 +108,7 @@ class Resources:
     mpi: str = "auto"
     interface: str = ""
     no_client_limit_s: float = 1200.0
+    idle_limit_s: float = 0.0
     start_timeout_s: float = 300.0
     jobqueue: str = "slurm"  # section of dask-jobqueue's jobqueue.yaml, or FILE.yaml, or FILE.yaml:SECTION
     python: str = ""  # empty = this one
@@ -250,8 +254,8 @@ def every(environment: Mapping[str, str] | None = None) -> Profiles:
 
 
 def _in_words(key: str, resources: Resources) -> str:
-    value = getattr(resources, f"{key}_s" if key in ("no_client_limit", "start_timeout") else key)
-    if key in ("no_client_limit", "start_timeout"):
+    value = getattr(resources, f"{key}_s" if key in DURATIONS else key)
+    if key in DURATIONS:
         value = f"{value / 60:g} min" if 0 < value < UNLIMITED_S else "off"
     text = " ; ".join(value) if key == "prologue" else ", ".join(value) if isinstance(value, tuple) else str(value)
     return text if len(text) <= VALUE_WIDE else f"{text[: VALUE_WIDE - 1]}…"
@@ -319,7 +323,7 @@ def _checked(values: Mapping[str, tuple[Any, str]], profile: str) -> Resources:
     ntasks = checked.pop("ntasks", None)
     if ntasks is not None and _rank(values, "ntasks_per_node") > _rank(values, "ntasks"):
         ntasks = None  # what was said nearer to the cell counts
-    for seconds in ("no_client_limit", "start_timeout"):
+    for seconds in DURATIONS:
         if seconds in checked:
             checked[f"{seconds}_s"] = checked.pop(seconds)
     if ntasks is not None:

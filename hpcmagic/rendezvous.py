@@ -5,6 +5,7 @@
     job.json                    which job it is                            (kernel writes)
     job.sh                      the script as it was submitted             (kernel writes)
     quote.json                  what the job is expected to be charged     (kernel writes)
+    limits.json                 how long it may run by its budget          (kernel writes)
     server.key client.key       key pairs of the keeper and of the notebooks
     engine.key signing.key      key pair of the ranks; ipyparallel's message key
     connection.json             where the controller listens               (keeper writes)
@@ -73,6 +74,16 @@ class Request:
     notebook: dict[str, int] = field(default_factory=dict)  # device and inode, to survive a rename
     hold_s: float = HOLD_S  # 0 = the ranks' end is the job's
     hold_alone_s: float = HOLD_ALONE_S
+    idle_limit_s: float = 0.0  # with no cell running or waiting for so long the session ends; 0 = never
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a session's job may run by its budget: the keeper holds that, whoever is connected or not."""
+
+    run_s: float | None = None  # since the job began
+    warn_s: float = 0.0
+    budget: str = ""  # in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +139,12 @@ def slug(name: str) -> str:
 def _record_of(text: str, kind: Any) -> Any:
     raw = json.loads(text)
     known = {f.name for f in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
+    return kind(**{name: _frozen(value) for name, value in raw.items() if name in known})
+
+
+def _frozen(value: Any) -> Any:
+    """Turn JSON's lists into tuples, as records have them."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class SessionDirectory:
@@ -140,6 +156,7 @@ class SessionDirectory:
         self.job = path / "job.json"
         self.script = path / "job.sh"
         self.quote = path / "quote.json"
+        self.limits = path / "limits.json"
         self.connection = path / "connection.json"
         self.state = path / "state.json"
         self.log = path / "job.log"

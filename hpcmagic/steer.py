@@ -28,7 +28,7 @@ from hpcmagic.errors import SteerError
 __all__ = ["Live", "live", "replay"]
 
 SHARE = 0.01
-Schedule = Mapping[int, Sequence[tuple[str, Any]]]
+Schedule = Mapping[int, Sequence[tuple[str, Any, str]]]  # by step: parameter (no name = stop), value, line of the log
 
 _replayed: list[Schedule] = []  # what the next `live` applies
 
@@ -103,6 +103,7 @@ def live(comm: Any = None, *, share: float = SHARE) -> Live:
     SteerError
         A simulation is live already in this cell, or the file to be replayed cannot be read.
     """
+    _require_communicator(comm)
     schedule = _replayed.pop() if _replayed else {}
     steering = sys.modules.get("hpcmagic.engine.steering")
     here = steering.here() if steering is not None else None
@@ -125,16 +126,17 @@ def replay(file: str | Path) -> None:
 
 def _read(file: str) -> Schedule:
     """Read the changes of a steering log, by step; no name stands for stop."""
-    schedule: dict[int, list[tuple[str, Any]]] = {}
+    schedule: dict[int, list[tuple[str, Any, str]]] = {}
+    number = 0
     try:
-        for line in Path(file).read_text("utf-8").splitlines():
+        for number, line in enumerate(Path(file).read_text("utf-8").splitlines(), 1):
             step, change = _change(json.loads(line))
-            schedule.setdefault(step, []).append(change)
+            schedule.setdefault(step, []).append((*change, f"{file}, line {number}"))
     except OSError as error:
         raise SteerError(f"The steering log {file} cannot be read: {error.strerror}.", "Give its path.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise SteerError(
-            f"{file} is no steering log, or is damaged: {error}.",
+            f"{file} is no steering log, or is damaged: line {number}: {error}.",
             "hpcmagic writes it beside the run: steering-….jsonl.",
         ) from error
     return schedule
@@ -149,6 +151,14 @@ def _change(line: Any) -> tuple[int, tuple[str, Any]]:
     return step, (name, new)
 
 
+def _require_communicator(comm: Any) -> None:
+    if comm is not None and not (hasattr(comm, "size") and hasattr(comm, "Idup")):
+        raise SteerError(
+            f"`steer.live` takes a communicator of mpi4py's, not a {type(comm).__name__}.",
+            "Write `steer.live(comm)`; `steer.live()` is for one process.",
+        )
+
+
 class _Alone:
     """A simulation that nobody can watch: each call does as little as can be."""
 
@@ -158,7 +168,13 @@ class _Alone:
         if self._gone_through:  # as in a session
             raise SteerError("This simulation is over.", "Begin another with `steer.live`.")
         self._gone_through = True
-        return iter(steps if isinstance(steps, Iterable) else range(operator.index(steps)))
+        try:
+            return iter(steps if isinstance(steps, Iterable) else range(operator.index(steps)))
+        except TypeError:
+            raise SteerError(
+                f"The number of steps is {steps!r}.",
+                "Steps are whole numbers: `live.steps(1000)`, or an iterable of them.",
+            ) from None
 
     def param(
         self,
@@ -184,10 +200,11 @@ class _Replayed(_Alone):
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
         self._values: dict[str, Any] = {}
+        self._declared: set[str] = set()
 
     def steps(self, steps: int | Iterable[int]) -> Iterator[int]:
         for step in super().steps(steps):
-            for name, value in self._schedule.get(step, ()):
+            for name, value, _ in self._schedule.get(step, ()):
                 if not name:
                     return
                 self._values[name] = value
@@ -198,8 +215,13 @@ class _Replayed(_Alone):
         name: str,
         default: Any,
         *,
-        min: float | None = None,  # noqa: A002, ARG002
-        max: float | None = None,  # noqa: A002, ARG002
-        check: Any = None,  # noqa: ARG002
+        min: float | None = None,  # noqa: A002
+        max: float | None = None,  # noqa: A002
+        check: Any = None,  # noqa: ARG002  # it was asked when the log was written
     ) -> Any:
+        if name not in self._declared:
+            from hpcmagic.engine.params import declared, require_taken  # a replay's alone
+
+            require_taken(name, declared(name, default, min, max), self._schedule)
+            self._declared.add(name)
         return self._values.get(name, default)

@@ -41,7 +41,7 @@ class FakeLauncher:
         self.jobs[job_id] = JobState("pending", "PENDING", "Resources", "the nodes are busy")
         return job_id
 
-    def state(self, job_id: str) -> JobState:
+    def state(self, job_id: str, *, max_age_s: float = 0.0) -> JobState:  # noqa: ARG002  # it always knows
         """Say how a job stands."""
         return self.jobs.get(job_id, JobState("ended", "GONE"))
 

@@ -178,6 +178,15 @@ class Notebook:
         self.command("docmanager:open", path=self.path)
         self.wait_for_kernel()
 
+    def choose(self):
+        """Let what follows be done with this one, where others are open in the same page."""
+        self.page.evaluate(
+            """(path) => {
+                window.book = [...window.jupyterapp.shell.widgets('main')].find((w) => w.context?.path === path);
+            }""",
+            self.path,
+        )
+
     def wait_for_kernel(self):
         """Wait until its kernel waits for cells."""
         self.page.wait_for_function(

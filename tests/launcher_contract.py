@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from hpcmagic.launch.base import JobSpec, JobState, Launcher
+from hpcmagic.launch.base import AT_ITS_PACE, FRESH_S, JobSpec, JobState, Launcher
 from hpcmagic.profiles import Resources
 from hpcmagic.rendezvous import Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
@@ -113,6 +113,13 @@ class LauncherContract:
         assert launcher.state(self.unknown_id).phase == "ended"
         launcher.cancel(self.unknown_id)
         assert launcher.state(self.unknown_id).phase == "ended"
+
+    def test_old_answer_will_do(self, launcher: Launcher, make_spec: MakeSpec) -> None:
+        """Who takes an answer of some age is told of a job that was just submitted, too, and of one that nobody knows."""
+        with self.submitted(launcher, make_spec("aged")) as job_id:
+            for max_age_s in (AT_ITS_PACE, FRESH_S, 60.0):
+                assert launcher.state(job_id, max_age_s=max_age_s).phase in ("pending", "running")
+                assert launcher.state(self.unknown_id, max_age_s=max_age_s).phase == "ended"
 
     def test_script_shown_only(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         """Showing the script submits nothing and touches no file; asked twice, it is the same."""

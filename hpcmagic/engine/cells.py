@@ -25,9 +25,9 @@ from traitlets import Type
 
 from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
 from hpcmagic.engine.steering import Steering
-from hpcmagic.engine.tracebacks import CELL, raised_by
+from hpcmagic.engine.tracebacks import CELL, know, raised_by
 from hpcmagic.engine.transfers import Transfers
-from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Apply, Output, Pickled, Reply, RunCell
+from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Apply, Call, Output, Pickled, Reply, RunCell
 
 GIVEN = ("rank", "size", "comm")  # builtins of every rank
 
@@ -113,19 +113,28 @@ class CellRunner:
                 return await self._run_cell(message, cell)
             case Apply():
                 return self._apply(message)
+            case Call():
+                know(message.sources)
+                return self._called(lambda: pickled_value(self.transfers.call(message)))
         return self.transfers.answer(message, self._names())
 
     def _apply(self, message: Apply) -> Reply:
         """Call a function with items; what it prints comes with the reply."""
         if self.transfers.lacks(message):
             return Reply(self.rank, lacks_function=True)
+        know(message.sources)
+        return self._called(lambda: (Pickled.of(self.transfers.apply(message)), ""))
+
+    def _called(self, work: Callable[[], tuple[Pickled | None, str]]) -> Reply:
+        """Do what calls the user's functions; what they give, print and raise becomes the reply."""
         with self._captured("") as capture:
-            raised, value = None, None
+            raised, value, described = None, None, ""
             try:
-                value = Pickled.of(self.transfers.apply(message))
+                value, described = work()
             except BaseException as error:  # as of a cell
                 raised = raised_by(error)
-        return Reply(self.rank, capture.take(at_end=True), has_value=True, value=value, raised=raised)
+        outputs = capture.take(at_end=True)
+        return Reply(self.rank, outputs, has_value=True, value=value, described=described, raised=raised)
 
     def _code_name(self, _raw: str, _transformed: str, _number: int) -> str:
         return f"{CELL}{self._name.removeprefix('cell ')}>"

@@ -19,7 +19,7 @@ from itertools import count, islice
 from typing import Any
 
 from hpcmagic.engine.fields import Collect
-from hpcmagic.engine.params import Refused, accepted
+from hpcmagic.engine.params import Refused, Scheduled, accepted
 from hpcmagic.engine.runs import Run, Wanted
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.wire.bulk import Channel
@@ -98,7 +98,7 @@ class Desk:
         with self._changed:
             self._changed.wait_for(self.has_commands, timeout_s)
 
-    def take(self, step: int, scheduled: Sequence[tuple[str, Any]] = ()) -> Batch:
+    def take(self, step: int, scheduled: Sequence[Scheduled] = ()) -> Batch:
         """Do what waits, before this step: give what changes, for all ranks; whoever asked is told."""
         self.run.step = step
         if not (self._commands or scheduled or self._one_step):
@@ -135,8 +135,8 @@ class Desk:
         self.run.params_version += bool(own)
         self._note_event(command, changes=old)
 
-    def _replay(self, scheduled: Sequence[tuple[str, Any]], changes: list[tuple[str, Any]]) -> bool:
-        own = [(name, value) for name, value in scheduled if name]
+    def _replay(self, scheduled: Sequence[Scheduled], changes: list[tuple[str, Any]]) -> bool:
+        own = [(name, value) for name, value, _ in scheduled if name]
         if own:
             self._change(Command("set", "replay"), own, changes)
         if len(own) < len(scheduled):

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import asdict
 from typing import Any
@@ -96,6 +97,7 @@ class RankKernel(IPythonParallelKernel):
         self.cells = CellRunner(self.shell, self.engine_id, self.log_file, self.publish_output)
         self._ours = False
         self._running = self._cell = ""  # the request that the main thread works on, and its cell
+        self._began_s = time.monotonic()  # when it began with it
         self._answered: deque[str] = deque(maxlen=1000)
         self._given_up: deque[str] = deque(maxlen=1000)  # requests and cells to answer without doing them
 
@@ -108,6 +110,7 @@ class RankKernel(IPythonParallelKernel):
     async def answer_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer one message of the notebook's."""
         cell = parent["content"].get("cell", "")
+        self._began_s = time.monotonic()
         self._running, self._cell = parent["header"]["msg_id"], cell or parent["header"]["msg_id"]
         try:
             reply = self._withdrawn() or await self._reply_to(parent["buffers"], cell)
@@ -138,6 +141,7 @@ class RankKernel(IPythonParallelKernel):
         """Say where the main thread stands (called in the control thread: C code that holds the GIL delays it)."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  # documented, for this
         found = asdict(stand(self.engine_id, self._running, frame))
+        found["for_s"] = time.monotonic() - self._began_s
         self.session.send(stream, f"{WHERE}_reply", found, parent=parent, ident=ident)
 
     def say_variables(self, stream: Any, ident: Any, parent: Any) -> None:

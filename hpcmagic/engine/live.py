@@ -20,7 +20,7 @@ from typing import Any
 from hpcmagic.engine.desk import QUIET, Batch, Desk
 from hpcmagic.engine.fields import Collect, Part, box_of, part_of
 from hpcmagic.engine.gauge import Gauge
-from hpcmagic.engine.params import Check, declared
+from hpcmagic.engine.params import Check, Scheduled, declared, require_taken
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.pictures import Pictures
 from hpcmagic.engine.runs import Run
@@ -29,7 +29,7 @@ from hpcmagic.errors import SteerError
 
 PAUSED_LOOK_S = 0.05
 BEFORE = -1  # the first step
-Schedule = Mapping[int, Sequence[tuple[str, Any]]]  # by step: parameters to be set; no name = stop
+Schedule = Mapping[int, Sequence[Scheduled]]  # by step
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Live:
             raise SteerError("The steps of this simulation are being gone through already.", "Make one loop of it.")
         if self.left:
             raise SteerError("This simulation is over.", "Begin another with `steer.live`.")
-        numbers = steps if isinstance(steps, Iterable) else range(operator.index(steps))
+        numbers = steps if isinstance(steps, Iterable) else range(_number_of(steps))
         if isinstance(numbers, Sequence):
             self._run.steps = len(numbers)
         self.in_loop, why = True, ""
@@ -97,6 +97,7 @@ class Live:
         """Give a parameter's value: the same on every rank at the same step."""
         if name not in self._declared:
             param = declared(name, default, min, max)
+            require_taken(name, param, self._schedule)
             self._declared.add(name)
             if self.rank == 0:
                 with patience:
@@ -277,6 +278,16 @@ class Live:
             self._run.pulses[0] = pulse
         else:
             self._words.tell_root(PULSE, pulse)
+
+
+def _number_of(steps: Any) -> int:
+    try:
+        return operator.index(steps)
+    except TypeError:
+        raise SteerError(
+            f"The number of steps is {steps!r}.",
+            "Steps are whole numbers: `live.steps(1000)`, or an iterable of them.",
+        ) from None
 
 
 def _kept(array: Any) -> Callable[[], Any]:

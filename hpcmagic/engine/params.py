@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -16,6 +17,7 @@ from hpcmagic.wire.looks import KINDS, Param, plain
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 LONGEST_BITS = 1024  # of a whole number
 NAMED = 10  # parameters, in a refusal
+Scheduled = tuple[str, Any, str]  # of a replayed log: parameter (no name = stop), value, its line
 
 
 class Refused(Exception):
@@ -39,8 +41,11 @@ def declared(name: str, default: Any, least: Any = None, most: Any = None) -> Pa
         It is of a kind that cannot be steered, or its range is none.
     """
     value, bounds = plain(default), [plain(least), plain(most)]
-    if not isinstance(name, str) or not name:
-        raise SteerError(f"A parameter is called {name!r}.", "Give it a text as its name.")
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise SteerError(
+            f"A parameter is called {name!r}.",
+            "Give it a name as a variable has, e.g. 'dt': `steer.set(dt=…)` and `%steer dt=…` set it by that.",
+        )
     if not isinstance(value, KINDS):
         raise SteerError(
             f"The parameter {name!r} holds a {type(default).__name__}.",
@@ -126,3 +131,23 @@ def new_value(name: str, value: Any, param: Param) -> Any:
     if _is_number(new) and (why := _outside(name, new, param)):
         raise Refused(why)
     return new
+
+
+def require_taken(name: str, param: Param, schedule: Mapping[int, Sequence[Scheduled]]) -> None:
+    """Refuse a log that sets a parameter to what it does not take; its own check was asked when the log was written.
+
+    Raises
+    ------
+    SteerError
+        Names the file and the line.
+    """
+    for changes in schedule.values():
+        for changed, value, where in changes:
+            if changed == name:
+                try:
+                    new_value(name, value, param)
+                except Refused as refused:
+                    raise SteerError(
+                        f"The steering log does not fit this simulation: {where}: {refused}.",
+                        "Mend that line, or the range in `live.param`, and run it again.",
+                    ) from None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hpcmagic.engine.communicators import words_for
 from hpcmagic.engine.desk import Desk
-from hpcmagic.engine.live import Live
+from hpcmagic.engine.live import Live, Schedule
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.port import BulkPort
 from hpcmagic.errors import HpcMagicError, SteerError
@@ -41,7 +41,7 @@ class Steering:
         self._readers: list[threading.Thread] = []
         _here = self
 
-    def live(self, comm: Any, schedule: Mapping[int, Sequence[tuple[str, Any]]], share: float) -> Live:
+    def live(self, comm: Any, schedule: Schedule, share: float) -> Live:
         """Make a simulation; all ranks of `comm` do so together.
 
         Raises
@@ -80,7 +80,7 @@ class Steering:
         alive = live is not None and live.rank == 0 and not live.left
         size = live.size if live is not None else 0
         about = {"run": run.number, "size": size, "alive": alive, "cell": run.cell, "began": run.began_s}
-        return {"status": "ok", **about}
+        return {"status": "ok", **about, "step": run.step, "steps": run.steps}
 
     def _serve(self, name: str) -> None:
         try:

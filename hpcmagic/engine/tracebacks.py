@@ -6,13 +6,14 @@ import ast
 import linecache
 import os
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import HpcMagicError
-from hpcmagic.wire.messages import Frame, Raised, Stand
+from hpcmagic.wire.messages import Frame, Raised, Sources, Stand
 
 CELL = "<cell "  # how the file names of cells begin
 PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
@@ -23,6 +24,18 @@ LIBRARY = (
     "<frozen",
 )
 MEMBERS = 4  # of an exception group, in its text
+LINES_KEPT = 10_000
+
+_lines: OrderedDict[tuple[str, int], tuple[str, str]] = OrderedDict()  # of the notebook's functions
+
+
+def know(sources: Sources) -> None:
+    """Note the lines of functions of the notebook's: pickled, a function has lost its file."""
+    for line in sources:
+        _lines[line] = sources[line]
+        _lines.move_to_end(line)
+    while len(_lines) > LINES_KEPT:
+        _lines.popitem(last=False)
 
 
 def raised_by(error: BaseException) -> Raised:
@@ -183,4 +196,7 @@ def _frame(entry: traceback.FrameSummary) -> Frame:
     source = (entry.line or linecache.getline(entry.filename, entry.lineno or 0)).strip()
     if entry.filename.startswith(CELL):
         return Frame(f"{_file(entry.filename)}, line {entry.lineno}", entry.name, source)
+    line = _lines.get((entry.name, entry.lineno or 0))
+    if line is not None and not Path(entry.filename).exists():
+        return Frame(line[0], entry.name, line[1])
     return Frame(f"{'/'.join(Path(entry.filename).parts[-3:])}:{entry.lineno}", entry.name, source)

@@ -28,6 +28,7 @@ from hpcmagic.wire.messages import (
     SMALL_NBYTES,
     Apply,
     Bind,
+    Call,
     Cut,
     Forget,
     Give,
@@ -256,6 +257,12 @@ class Transfers:
                 error.add_note(f"item {number}")
                 raise
         return results
+
+    def call(self, message: Call) -> Any:
+        """Call a function once."""
+        function, (args, kwargs) = message.function.load(), message.arguments.load()
+        with self._interruptible():
+            return function(*args, **kwargs)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

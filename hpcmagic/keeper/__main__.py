@@ -25,16 +25,19 @@ from typing import Any
 from hpcmagic.descendants import adopt_orphans, end_orphans, reap_orphans
 from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, job_runs_on, starters
-from hpcmagic.keeper.watch import Hold, Watch
-from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Request, SessionDirectory
+from hpcmagic.keeper.watch import Allowance, Hold, Idle, Watch
+from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Limits, Request, SessionDirectory
 from hpcmagic.wire.addresses import listen_address
+from hpcmagic.wire.beats import Beat
 from hpcmagic.wire.history import read_last_words
-from hpcmagic.wire.messages import DUMP, RESTART
+from hpcmagic.wire.messages import DUMP, KEEP, RESTART
 
 LOOK_MS = 250
+LIMITS_S = 1.0  # how often limits.json is looked at
 MISSED_LOOKS = 20  # a file system may be away for a moment
 RETRIES = 1  # of a restart: MPI's start may hang on a loaded node
 FIRST_WORDS = 240
+OWN_LIMITS = ("(no_client_limit)", "(idle_limit)", "(%budget)")  # how causes end that are no failure
 IPYTHON_FOLDERS = ("db", "log", "nbextensions", "pid", "security", "startup", "static")
 
 
@@ -44,6 +47,9 @@ class Keeper:
     def __init__(self, directory: SessionDirectory, request: Request) -> None:
         self.directory = directory
         self.request = request
+        self.job_began_s = time.monotonic()
+        self.idle = Idle(request.idle_limit_s, self.job_began_s)
+        self.allowance, self._limits_at_s = Allowance(), 0.0
         here = socket.gethostname().partition(".")[0]
         self.state = KeeperState(
             "starting",
@@ -75,6 +81,20 @@ class Keeper:
     def _on_dump(self) -> None:
         self.ranks.dump()
 
+    def _on_keep(self) -> None:
+        self.idle.keep(time.monotonic())
+        self.controller.presence.beat()
+
+    def beat(self) -> Beat:
+        """Say how things stand, for whoever is connected."""
+        now = time.monotonic()
+        ran_s = now - self.job_began_s
+        warning = "; ".join(filter(None, (self.state.warning, self.untold)))
+        idle_left_s = self.idle.left_s(now) if self.state.phase == "ready" else None
+        return Beat(
+            warning, ran_s, self.idle.total_s(now), self.controller.busy(), idle_left_s, self.allowance.left_s(ran_s)
+        )
+
     def tell(self, **changes: Any) -> None:
         """Change the state and write it down."""
         self.state = replace(self.state, **changes)
@@ -102,7 +122,8 @@ class Keeper:
         self.controller.initialize([])
         signal.signal(signal.SIGTERM, self._on_term)
         self.controller.registered = self.look
-        self.controller.verbs = {RESTART: self._on_restart, DUMP: self._on_dump}
+        self.controller.verbs = {RESTART: self._on_restart, DUMP: self._on_dump, KEEP: self._on_keep}
+        self.controller.presence.tell = self.beat
         self.controller.begin()
         from tornado.ioloop import PeriodicCallback
 
@@ -131,7 +152,7 @@ class Keeper:
     def look(self) -> None:
         """See how things stand; stop the loop when the session must end."""
         try:
-            cause = self.stopping or self._directory_gone() or self._look()
+            cause = self.stopping or self._directory_gone() or self._overspent() or self._look()
         except HpcMagicError as error:
             cause = error.message
         if cause and not self.cause:
@@ -142,6 +163,17 @@ class Keeper:
         """Say so when somebody has removed the session's directory: nobody could find the session again."""
         self.missed = 0 if self.directory.request.exists() else self.missed + 1
         return "its directory was removed" if self.missed > MISSED_LOOKS else ""
+
+    def _overspent(self) -> str:
+        """Give the cause of the end when the budget is spent, whatever the ranks do; note whether a cell runs."""
+        now = time.monotonic()
+        self.idle.note(now, busy=self.controller.busy())
+        if now >= self._limits_at_s:
+            self._limits_at_s = now + LIMITS_S
+            with contextlib.suppress(HpcMagicError):  # it is damaged: what was known holds
+                limits = self.directory.read_record(self.directory.limits, Limits) or Limits()
+                self.allowance = Allowance(limits.run_s, limits.warn_s, limits.budget)
+        return self.allowance.cause(now - self.job_began_s)
 
     def _look(self) -> str:
         if self.state.phase == "fallen":
@@ -156,9 +188,8 @@ class Keeper:
             self.restart()
             return ""
         self._tell_news()
-        return self.watch.decide(
-            time.monotonic(), clients=len(self.controller.presence.names), busy=self.controller.busy()
-        )
+        now, busy = time.monotonic(), self.controller.busy()
+        return self.watch.decide(now, clients=len(self.controller.presence.names), busy=busy) or self.idle.cause(now)
 
     def _fall(self, how: str) -> str:
         """Hold the job without its ranks, for a restart; where that cannot be, give the cause of the end."""
@@ -188,11 +219,11 @@ class Keeper:
     def _tell_news(self) -> None:
         """Write down who is connected and what notebooks should warn of, when that has changed."""
         near = "its walltime is nearly reached: SLURM ends the job in about a minute" if self.walltime_near else ""
-        warning = "; ".join(filter(None, (near, self.controller.journal.trouble)))
+        spent = self.allowance.warning(time.monotonic() - self.job_began_s)
+        warning = "; ".join(filter(None, (near, spent, self.controller.journal.trouble)))
         clients, stuck = tuple(self.controller.presence.names), dict(self.controller.journal.stuck)
         if (clients, warning, stuck) != (self.state.clients, self.state.warning, self.state.stuck) or self.untold:
             self.try_to_tell(clients=clients, warning=warning, stuck=stuck)
-        self.controller.presence.warning = "; ".join(filter(None, (warning, self.untold)))
 
     def _look_starting(self, status: int | None) -> str:
         late = time.monotonic() - self.began_s > self.request.start_timeout_s
@@ -214,6 +245,7 @@ class Keeper:
             self.controller.heartmonitor_process.slow_down()
             self.log_begins = os.fstat(self.log).st_size
             self.watch = Watch(self.request.no_client_limit_s, time.monotonic())
+            self.idle.keep(time.monotonic())
             self.tell(phase="ready", ranks=ranks, world=self.request.ntasks if way.mpi else 0)
         elif ranks != self.state.ranks:
             self.tell(ranks=ranks)
@@ -246,7 +278,7 @@ class Keeper:
             self.ranks.end()
         end_orphans()
         self.directory.forget_keys()
-        return 0 if self.stopping or "no_client_limit" in cause else 1
+        return 0 if self.stopping or cause.endswith(OWN_LIMITS) else 1
 
     def note_last_words(self) -> None:
         """Write down what ranks had put out at the last moment; who hears of the end reads it."""

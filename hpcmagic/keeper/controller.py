@@ -27,6 +27,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from hpcmagic.keeper.journal import Journal
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.beats import Beat
 from hpcmagic.wire.crypto import (
     PEERS,
     admit_only,
@@ -34,7 +35,7 @@ from hpcmagic.wire.crypto import (
     load_signing_key,
 )
 from hpcmagic.wire.envelope import RelayEnvelope, give_memory_back, whole
-from hpcmagic.wire.messages import ABANDON, DUMP, OUTPUT, REPLY, REQUEST, RESTART
+from hpcmagic.wire.messages import ABANDON, DUMP, KEEP, OUTPUT, REPLY, REQUEST, RESTART
 
 FAST_BEAT_MS = 50  # until all ranks are in: an engine counts only after a heartbeat
 SLOW_BEAT_MS = 3000
@@ -114,7 +115,7 @@ class Controller(ipp_controller.IPController):
         self.host = host
         self.write_connection_files = False  # they would hold the signing key
         self.registered: Callable[[], None] = lambda: None
-        self.verbs: dict[str, Callable[[], None]] = {}  # what notebooks may ask of the keeper: RESTART, DUMP
+        self.verbs: dict[str, Callable[[], None]] = {}  # what notebooks may ask of the keeper: RESTART, DUMP, KEEP
         self.requests: dict[str, set[str]] = {}  # by cell: those that are not answered
         self.journal = Journal(directory.cells)
 
@@ -228,7 +229,7 @@ class Controller(ipp_controller.IPController):
                 self.hub.query, "hpcmagic_verb_reply", {"status": "ok"}, parent=message, ident=idents[0]
             )
 
-        for verb in (RESTART, DUMP, ABANDON):
+        for verb in (RESTART, DUMP, KEEP, ABANDON):
             self.hub.query_handlers[verb] = on_verb
 
     def forget_ranks(self, cause: str) -> None:
@@ -295,12 +296,16 @@ class Presence:
 
     def __init__(self, socket: Any, loop: Any) -> None:
         self.names: list[str] = []
-        self.warning = ""  # said with every beat: a file that tells of a full disk cannot be written
+        self.tell: Callable[[], Beat] = Beat  # said every two seconds: no file can tell of a disk that is full
         socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every subscription comes through, not only the first of its kind
         self._stream = ZMQStream(socket, loop)
         self._stream.on_recv(self._on_change)
-        self._beat = PeriodicCallback(lambda: self._stream.send(self.warning.encode()), BEAT_MS)
+        self._beat = PeriodicCallback(self.beat, BEAT_MS)
         self._beat.start()
+
+    def beat(self) -> None:
+        """Tell all of them how things stand."""
+        self._stream.send(self.tell().to_frame())
 
     def _on_change(self, message: list[bytes]) -> None:
         comes, topic = message[0][:1] == b"\x01", message[0][1:].decode(errors="replace")

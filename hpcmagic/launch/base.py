@@ -8,9 +8,10 @@ Launcher            where the keeper runs
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from hpcmagic.profiles import Resources
@@ -26,6 +27,9 @@ EXPORTED = (  # a job sees these variables of the notebook's environment and no 
 )  # fmt: skip
 EXPORTED_PREFIXES = ("LC_", "OMP_", "MKL_", "OMPI_", "PRTE_", "PMIX_MCA_", "UCX_", "FI_", "I_MPI_", "MPICH_", "NCCL_")
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
+
+FRESH_S = 2.0  # so old may be what one is told who asks just to know
+AT_ITS_PACE = math.inf  # as old as the shared poll lets an answer become
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,12 @@ class JobState:
         Whether it can never start as it stands.
     expected_start
         The batch system's estimate, local time as it prints it, or empty.
+    elapsed_s, left_s
+        As of now, also when the batch system was asked some time ago …
+    age_s
+        … namely so long ago.
+    stale
+        It has been asked since, and did not answer.
     """
 
     phase: Phase
@@ -68,6 +78,20 @@ class JobState:
     left_s: float | None = None
     exit_status: int | None = None
     hopeless: bool = False
+    age_s: float = 0.0
+    stale: bool = False
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is over, and nothing more will be said of how."""
+        return self.phase == "ended" and self.word not in ("GONE", "COMPLETING")
+
+    def after(self, seconds: float, *, stale: bool = False) -> JobState:
+        """Give it as it is so much later if nothing but time has changed."""
+        runs_s = seconds if self.phase == "running" else 0.0
+        left_s = None if self.left_s is None else max(0.0, self.left_s - runs_s)
+        elapsed_s, age_s = self.elapsed_s + runs_s, self.age_s + seconds
+        return replace(self, elapsed_s=elapsed_s, left_s=left_s, age_s=age_s, stale=stale or self.stale)
 
 
 def exported(resources: Resources) -> list[str]:
@@ -97,8 +121,14 @@ class Launcher(Protocol):
             It was refused, in the batch system's words, with the mend.
         """
 
-    def state(self, job_id: str) -> JobState:
-        """Say how a job stands. Never raises for a job that is gone: that is ``ended``."""
+    def state(self, job_id: str, *, max_age_s: float = 0.0) -> JobState:
+        """Say how a job stands. Never raises for a job that is gone: that is ``ended``.
+
+        Parameters
+        ----------
+        max_age_s
+            So old an answer will do, which somebody else may have asked for; 0 = ask now.
+        """
 
     def cancel(self, job_id: str) -> None:
         """End a job, whatever its state; without effect on one that has ended."""

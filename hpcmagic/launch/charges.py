@@ -5,8 +5,9 @@
     scontrol show assoc_mgr, else sshare                      ─► Balance
     sacct                                                     ─► Accounted
 
-Each answer is kept for some minutes. Whoever asks below a cell waits two seconds at most: an answer that comes later
-serves the next one. What SLURM does not tell, or not to this user, is left out.
+Each answer is kept for some minutes; balances are asked for by one of the user's kernels for all. Whoever asks below
+a cell waits two seconds at most: an answer that comes later serves the next one. What SLURM does not tell, or not
+to this user, is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from hpcmagic.cost import Quote, Tariff, rule_of, tres_of, unit_of, weights_of, with_typed_gpus
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch import slurm
+from hpcmagic.launch.board import Board
 from hpcmagic.launch.expected import asked_tres, by_core
 from hpcmagic.profiles import Resources, walltime_s
 
@@ -30,7 +32,8 @@ T = TypeVar("T")
 Ask = Callable[[Sequence[str]], list[str] | None]
 
 KEPT_S = 600.0  # prices and factors
-BALANCE_KEPT_S = 30.0
+BALANCE_KEPT_S = 30.0  # for who is about to buy, or asks for it
+BALANCE_SHOWN_S = 120.0  # for a meter
 ACCOUNTED_KEPT_S = 5.0  # what accounting says, but of jobs that have ended, which stays
 ASK_AGAIN_S = 30.0  # where SLURM did not answer
 WAIT_S = 2.0
@@ -95,6 +98,8 @@ class Books:
         Runs a command and gives its lines; None where it fails.
     wait_s
         How long whoever asks waits, unless it is about to buy.
+    board
+        Where other kernels of this user look, and this one; None = it is alone.
     """
 
     def __init__(
@@ -103,12 +108,14 @@ class Books:
         *,
         clock: Callable[[], float] = time.monotonic,
         wait_s: float = WAIT_S,
+        board: Board | None = None,
     ) -> None:
         self._run = ask or _lines
         self._clock = clock
         self._wait_s = wait_s
+        self._board = board
         self._answers: dict[str, Any] = {}
-        self._ask_after_s: dict[str, float] = {}
+        self._asked: dict[str, tuple[float, bool]] = {}  # when, and whether there was an answer
         self._asking: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
 
@@ -162,26 +169,30 @@ class Books:
 
     def jobs_since(self, days: int, *, wait_s: float | None = None) -> list[Accounted] | None:
         """Give every job of hpcmagic's that this user had in so many days; None where there is no accounting."""
-        since = (f"--user={me()}", f"--starttime=now-{days}days", "--name=hpcmagic")
-        return self._kept(f"{days} days", lambda: self._ask_sacct(*since), ACCOUNTED_KEPT_S, wait_s)
+        return self.jobs_from(f"now-{days}days", wait_s=wait_s)
+
+    def jobs_from(self, begin: str, *, wait_s: float | None = None) -> list[Accounted] | None:
+        """Give every job of hpcmagic's that this user had since a time in one of sacct's forms, e.g. 2026-11-01."""
+        asked = (f"--user={me()}", f"--starttime={begin}", "--name=hpcmagic")
+        return self._kept(f"jobs since {begin}", lambda: self._ask_sacct(*asked), ACCOUNTED_KEPT_S, wait_s)
 
     def balances(self, account: str, qos: str = "", *, wait_s: float | None = None) -> list[Balance]:
         """Give what is left of every limit on minutes that binds this user's jobs of an account, the least first."""
         name = account or (self._defaults(wait_s=wait_s) or {}).get("", "")
         if not name:
             return []
-        asked = self._kept(f"balance {name} {qos}", lambda: self._ask_balances(name, qos), BALANCE_KEPT_S, wait_s)
+        kept_s = BALANCE_SHOWN_S if wait_s is None else BALANCE_KEPT_S
+        asked = self._kept(f"balance {name} {qos}", lambda: self._shared_balances(name, qos, kept_s), kept_s, wait_s)
         return sorted(asked or [], key=lambda one: (one.what != "billing", one.left))
 
     def _kept(self, what: str, ask: Callable[[], T | None], kept_s: float, wait_s: float | None = None) -> T | None:
         """Give an answer, asked anew when it is old; one that is known is waited for only by who says how long."""
         with self._lock:
             asking = self._asking.get(what)
-            due = self._clock() >= self._ask_after_s.get(what, float("-inf"))
+            asked_s, answered = self._asked.get(what, (float("-inf"), False))
+            due = self._clock() >= asked_s + (kept_s if answered else ASK_AGAIN_S)
             if due and (asking is None or not asking.is_alive()):
-                asking = threading.Thread(
-                    target=self._ask, args=(what, ask, kept_s), name="hpcmagic-charges", daemon=True
-                )
+                asking = threading.Thread(target=self._ask, args=(what, ask), name="hpcmagic-charges", daemon=True)
                 self._asking[what] = asking
                 asking.start()
         if asking is not None and (wait_s is not None or what not in self._answers):
@@ -189,14 +200,14 @@ class Books:
         answer: T | None = self._answers.get(what)
         return answer
 
-    def _ask(self, what: str, ask: Callable[[], Any], kept_s: float) -> None:
+    def _ask(self, what: str, ask: Callable[[], Any]) -> None:
         try:
             answer = ask()
         except (HpcMagicError, OSError, ValueError, LookupError):  # what was known stays
             answer = None
         if answer is not None:
             self._answers[what] = answer
-        self._ask_after_s[what] = self._clock() + (ASK_AGAIN_S if answer is None else kept_s)
+        self._asked[what] = self._clock(), answer is not None
 
     def _tariff(
         self, partition: Mapping[str, str], config: Mapping[str, str], qos: str, wait_s: float | None = None
@@ -267,6 +278,21 @@ class Books:
         lines = self._run(("sacct", "-X", "-n", "-P", *which, f"--format={SACCT}"))
         return None if lines is None else [_accounted(row) for row in _rows(lines, 8)]
 
+    def _shared_balances(self, account: str, qos: str, kept_s: float) -> list[Balance] | None:
+        """Give what another kernel was told lately, else ask, and let the others know."""
+        if self._board is None:
+            return self._ask_balances(account, qos)
+        name = slurm.note_name("balance", account, qos)
+        note = self._board.read(name)
+        known = _balances_of(note.value) if note is not None and self._clock() - note.at_s < kept_s else None
+        if known is not None:
+            return known
+        asked_s = self._clock()
+        told = self._ask_balances(account, qos)
+        if told is not None:
+            self._board.post(name, [asdict(one) for one in told], asked_s)
+        return told
+
     def _ask_balances(self, account: str, qos: str) -> list[Balance] | None:
         """Ask for the limits of an account, of those above it, and of the QOS; where that is refused, sshare."""
         found: list[Balance] = []
@@ -322,6 +348,17 @@ def _balances(whose: str, told: Mapping[str, str]) -> list[Balance]:
     ]
 
 
+def _balances_of(value: Any) -> list[Balance] | None:
+    """Read what was posted; None where it makes no sense."""
+    try:
+        return [
+            Balance(str(one["whose"]), str(one["what"]), *(float(one[n]) for n in ("limit", "used", "promised")))
+            for one in value
+        ]
+    except (TypeError, ValueError, LookupError):
+        return None
+
+
 def _accounted(row: Sequence[str]) -> Accounted:
     job, state, elapsed, tres, partition, qos, account, start = row
     return Accounted(job, state or "UNKNOWN", float(elapsed or 0), tres_of(tres), partition, qos, account, start)
@@ -354,4 +391,4 @@ def me() -> str:
         return str(os.getuid())
 
 
-BOOKS = Books()
+BOOKS = Books(board=slurm.own_board())

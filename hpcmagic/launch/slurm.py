@@ -1,7 +1,7 @@
 """ONE SLURM job a session; every SLURM command of the notebook's side through one runner.
 
 Resources ─► launch/jobqueue (the site's part) ─► script ─► sbatch --parsable
-squeue, scontrol, sacct ─► JobState
+squeue, scontrol, sacct ─► JobState; all of a user's jobs at once through launch/poll
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import JobSpec, JobState, Phase, exported
+from hpcmagic.launch.board import Board
 from hpcmagic.launch.jobqueue import passed_over, site_cores, site_script, site_values
+from hpcmagic.launch.poll import Poll
 from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
 
 COMMAND_TIMEOUT_S = 30.0
 QUERY_TIMEOUT_S = 8.0  # how a job stands can be asked again: nobody shall wait for it while SLURM is away
 WARN_S = 90  # so long before the walltime SLURM tells the keeper; it may come a minute early
+SHOWN = "%T|%r|%S|%M|%L|%N|%V"  # of a job: what `_from_squeue` reads
 NO_SUCH_DIRECTORY = 66  # exit status of the job's script when the node does not see the session's directory
 
 
@@ -130,24 +135,30 @@ class SlurmLauncher:
         answer = run(["sbatch", "--parsable"], stdin=script)
         if answer.returncode != 0:
             raise refusal(_words(answer.stderr), spec.resources)
+        POLL.hurry()
         return answer.stdout.strip().split(";")[0]
 
-    def state(self, job_id: str) -> JobState:
-        """Ask squeue, then sacct for a job that has left the queue; ``unknown`` while SLURM does not answer."""
+    def state(self, job_id: str, *, max_age_s: float = 0.0) -> JobState:
+        """Ask squeue, then sacct for a job that has left the queue; ``unknown`` while SLURM does not answer.
+
+        With `max_age_s` squeue is asked for all of the user's jobs at once, or not at all (`Poll.state`).
+        """
+        if max_age_s > 0:
+            return POLL.state(job_id, max_age_s)
         try:
             return self._state(job_id)
         except LaunchError as error:
-            return JobState("unknown", meaning=error.message)
+            return JobState("unknown", meaning=error.message, stale=True)
 
     def _state(self, job_id: str) -> JobState:
-        asked = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T|%r|%S|%M|%L|%N|%V"]
+        asked = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={SHOWN}"]
         answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
         line = answer.stdout.strip()
         if answer.returncode == 0 and line:
             seen = _from_squeue(line.splitlines()[0])
             return self._from_scontrol(job_id, seen) if seen.phase == "ended" else seen
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
-            return JobState("unknown", meaning=_words(answer.stderr))
+            return JobState("unknown", meaning=_words(answer.stderr), stale=True)
         return self._from_sacct(job_id)
 
     def _from_scontrol(self, job_id: str, seen: JobState) -> JobState:
@@ -179,6 +190,7 @@ class SlurmLauncher:
     def cancel(self, job_id: str) -> None:
         """Cancel the job; scancel is silent about one that has ended."""
         answer = run(["scancel", job_id])
+        POLL.hurry()
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
             raise LaunchError(
                 f"scancel {job_id} failed: {_words(answer.stderr)}.", f"Try `scancel {job_id}` in a terminal."
@@ -203,6 +215,53 @@ class SlurmLauncher:
         if not any(option.partition("=")[0] == "--signal" for option in site):
             ours.append(f"--signal=B:USR1@{WARN_S}")  # the keeper warns whoever is connected
         return [*site, *ours, "--no-requeue"]
+
+
+def set_time_limit(job_id: str, minutes: int, *, ends: str) -> None:
+    """Change a job's walltime.
+
+    Parameters
+    ----------
+    ends
+        When it ends as things are, for whoever is refused.
+
+    Raises
+    ------
+    LaunchError
+        SLURM does not allow it.
+    """
+    answer = run(["scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}"])
+    POLL.hurry()
+    if answer.returncode:
+        raise LaunchError(
+            f"SLURM does not give job {job_id} more time: {_words(answer.stderr)}. It ends at {ends}.",
+            "Save what you need, e.g. `%gather x --to FILE`; once a job runs, an administrator can mostly extend it.",
+        )
+
+
+def shared_poll() -> Poll:
+    """Make what all kernels of this user on this host ask SLURM by."""
+    return Poll(_mine, _from_squeue, SlurmLauncher().state, name=note_name("jobs"), board=own_board())
+
+
+def own_board() -> Board:
+    """Give the board of this user's kernels on this host; where there is no SLURM no file is made."""
+    return Board() if shutil.which("squeue") else Board(boot="")
+
+
+def note_name(kind: str, *of: str) -> str:
+    """Name a note on the board: kernels may mean different clusters, which have different answers."""
+    what = "|".join((os.environ.get("SLURM_CONF", ""), shutil.which("squeue") or "", *of))
+    return f"{kind}-{blake2b(what.encode(), digest_size=4).hexdigest()}"
+
+
+def _mine() -> list[str]:
+    """Ask for all of the user's jobs of hpcmagic's, those that have just ended too: the id, then what is `SHOWN`."""
+    asked = ["squeue", "--noheader", "--me", "--name=hpcmagic", "--states=all", f"--format=%i|{SHOWN}"]
+    answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
+    if answer.returncode:
+        raise LaunchError(f"SLURM does not answer: {_words(answer.stderr)}.", "Try again in a minute.")
+    return answer.stdout.splitlines()
 
 
 def default_time(partition: str) -> tuple[str, str]:
@@ -282,3 +341,6 @@ def _words(stderr: str) -> str:
     """Give SLURM's own words in one line."""
     lines = [re.sub(r"^\w+: (error|fatal): ", "", line).strip() for line in stderr.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines)).rstrip(".") or "no reason given"
+
+
+POLL = shared_poll()

@@ -7,9 +7,7 @@ the association ─► what is left         ─┘
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from hpcmagic.launch.charges import Accounted, Balance
 from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.buying import left_in_words
-from hpcmagic.notebook.found import ASK_AT_ONCE, Found, all_found, everywhere, put_aside, status_of_found
+from hpcmagic.notebook.found import ASK_AT_ONCE, Found, all_found, everywhere, put_aside, ran_here_s, status_of_found
 from hpcmagic.notebook.idle import busy_s
 from hpcmagic.notebook.output import clock, count
 from hpcmagic.notebook.spending import charged_minutes, quote_of
@@ -50,6 +48,8 @@ class Entry:
         By accounting, once the job has ended; None until then.
     idle
         What was paid while no cell ran, in `unit`.
+    ceiling
+        Of one that runs: what it costs by its walltime; None = it has none, or is over.
     price
         Of one unit, in `currency`; None = the site names none.
     """
@@ -66,6 +66,7 @@ class Entry:
     unit: str
     price: float | None = None
     currency: str = ""
+    ceiling: float | None = None
 
     @property
     def spent(self) -> float | None:
@@ -171,13 +172,19 @@ def bill(own: str | None = None, **options: object) -> Bill:
     if jobs:  # nobody shall wait for one answer after the other while SLURM is away
         charges.BOOKS.jobs_since(WEEK_DAYS, wait_s=0.0)
         charges.BOOKS.balances(account, qos, wait_s=0.0)
+    shown = entries(found)
+    if not jobs:  # nobody charges here
+        return Bill(shown, name)
+    balances = charges.BOOKS.balances(account, qos, wait_s=QUERY_TIMEOUT_S)
+    return Bill(shown, name, _week(quote.units if quote else Unit()), balances)
+
+
+def entries(found: Sequence[Found]) -> list[Entry]:
+    """Give what sessions have cost, one entry for each."""
+    jobs = [one.job.job_id for one in found if one.job is not None and one.request.launcher == "slurm"]
     told = charges.BOOKS.accounted(jobs, wait_s=QUERY_TIMEOUT_S) if jobs else {}
     with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
-        entries = list(pool.map(lambda one: _entry(one, told), found))
-    if not jobs:  # nobody charges here
-        return Bill(entries, name)
-    balances = charges.BOOKS.balances(account, qos, wait_s=QUERY_TIMEOUT_S)
-    return Bill(entries, name, _week(quote.units if quote else Unit()), balances)
+        return list(pool.map(lambda one: _entry(one, told), found))
 
 
 def _slurm_quote(found: Found) -> Quote | None:
@@ -199,8 +206,9 @@ def _entry(found: Found, told: Mapping[str, Accounted]) -> Entry:
     if found.directory.is_aside():  # accounting does not know it, or not yet that it is over
         return _made(found, quote, job_id, state="ended", ran_s=known.elapsed_s if known is not None else None)
     status = status_of_found(found)
-    spent = None if status.cost is None else status.cost.spent
-    return _made(found, quote, job_id, state=status.state, ran_s=status.elapsed_s, estimate=spent)
+    spent, ceiling = (None, None) if status.cost is None else (status.cost.spent, status.cost.ceiling)
+    state, ran_s = status.state, status.elapsed_s
+    return _made(found, quote, job_id, state=state, ran_s=ran_s, estimate=spent, ceiling=ceiling)
 
 
 def _made(
@@ -212,6 +220,7 @@ def _made(
     ran_s: float | None = None,
     estimate: float | None = None,
     confirmed: float | None = None,
+    ceiling: float | None = None,
 ) -> Entry:
     """Put an entry together; without an estimate, the quote's."""
     if estimate is None and quote is not None and ran_s is not None:
@@ -224,19 +233,16 @@ def _made(
     account = quote.account if quote is not None else ""
     return Entry(
         found.request.session, job, state, account, ran_s, idle_s, estimate, confirmed, idle,
-        unit.name, unit.price, unit.currency,
+        unit.name, unit.price, unit.currency, ceiling,
     )  # fmt: skip
 
 
 def _local_run(found: Found) -> tuple[str, float]:
     """Give the state of a session on this machine, and how long it ran: an ended one until its keeper's last word."""
-    state = "ended" if found.directory.is_aside() else status_of_found(found).state
-    began = found.job.submitted if found.job is not None else 0.0
-    end = time.time()
-    if state == "ended":
-        with contextlib.suppress(FileNotFoundError):
-            end = found.directory.state.stat().st_mtime
-    return state, max(0.0, end - began)
+    if found.directory.is_aside():
+        return "ended", ran_here_s(found)
+    status = status_of_found(found)
+    return status.state, ran_here_s(found) if status.state == "ended" else status.elapsed_s
 
 
 def _week(unit: Unit) -> Week | None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, context_matcher
 
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch.offers import OFFERS, Offers
-from hpcmagic.notebook import steer_line
-from hpcmagic.notebook.found import all_found, ended_names, everywhere
+from hpcmagic.notebook import meter_line, steer_line
+from hpcmagic.notebook.found import ended_names, session_names
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import (
     OptionParser,
@@ -58,16 +58,16 @@ class Completion:
             "%push": names_parser("%push", ""), "%pull": names_parser("%pull", ""),
             "%scatter": scatter_parser(), "%gather": gather_parser(),
             "%hpc start": (asking := _start_parser()), "%hpc doctor": asking, "%hpc vars": vars_parser(),
-            "%steer": steer_line.PARSER,
+            "%steer": steer_line.PARSER, "%meter": meter_line.PARSER,
         }  # fmt: skip
         self._names: dict[str, Callable[[], Iterable[str]]] = {
             "%push": self._here, "%scatter": self._here, "%pull": self._there, "%gather": self._there,
-            "%steer": lambda: steer_line.VERBS,
+            "%steer": lambda: steer_line.VERBS, "%meter": lambda: meter_line.WORDS,
         }  # fmt: skip
         self._values: dict[str, Callable[[], Iterable[str]]] = {
             "--profile": profile_names,
             "--launcher": lambda: LAUNCHERS,
-            "--session": _session_names,
+            "--session": session_names,
             "--ranks": self._ranks,
             "--push": self._here,
             "--scatter": self._here,
@@ -75,8 +75,8 @@ class Completion:
             **{f"--{what}": self._asked(what) for what in ("partition", "account", "qos", "constraint")},
         }
         self._arguments: dict[str, Callable[[], Iterable[str]]] = {
-            "stop": lambda: [*_session_names(), "--orphans"],
-            "attach": lambda: [*_session_names(), *ended_names()],
+            "stop": lambda: [*session_names(), "--orphans"],
+            "attach": lambda: [*session_names(), *ended_names()],
             "cancel": self._cells,
             "log": self._ranks,
             "hint": lambda: ("on", "off"),
@@ -186,8 +186,3 @@ class Completion:
 def _last(begun: str, also: str = "") -> str:
     """Give what is begun behind the last comma."""
     return re.split(f"[,{re.escape(also)}]", begun)[-1]
-
-
-def _session_names() -> Sequence[str]:
-    """Give the names of your sessions, by their directories alone: nobody is asked how they stand."""
-    return sorted({found.request.session for resources in everywhere() for found in all_found(resources)})

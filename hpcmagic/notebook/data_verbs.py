@@ -1,4 +1,4 @@
-"""What a user calls to move data: push, pull, scatter, gather, map, and to see it: vars; a part of `Session`."""
+"""What a user calls to move data and functions: push, pull, scatter, gather, map, call, vars; a part of `Session`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hpcmagic.errors import DataError
 from hpcmagic.files import File
-from hpcmagic.notebook.mapping import Mapped
+from hpcmagic.notebook.mapping import Mapped, call_on_all
+from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.variables import Variables, variables_of
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class DataVerbs:
             A value that cannot be pickled; the path to the culprit inside it is named.
         """
         with self.noted_errors():
-            self.data.push({**(values or {}), **named}, self.chosen(ranks))
+            given = _by_name("push", values, named)
+            self.data.push(given, self.chosen(ranks))
 
     def pull(self, *names: str, ranks: Any = None) -> Any:
         """Fetch values of names from ranks: a PerRank, or for several names one each, in a tuple.
@@ -76,11 +79,11 @@ class DataVerbs:
             A value that has no rows, or cannot be pickled; a file of a kind that ranks do not read.
         """
         with self.noted_errors():
-            values = {**(values or {}), **named}
-            for value in values.values():
+            given = _by_name("scatter", values, named)
+            for value in given.values():
                 if isinstance(value, File):
                     value.require_known(str(Path.cwd()))
-            self.data.scatter(values, axis)
+            self.data.scatter(given, axis)
 
     def gather(self, *names: str, axis: int | None = None, to: str | File | None = None) -> Any:
         """Join what the ranks hold under a name, in order; of several names a tuple.
@@ -133,3 +136,38 @@ class DataVerbs:
         """
         with self.noted_errors():
             return Mapped(cast("Session", self), function, sequence, self.data.channels.next_transfer()).run()
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> PerRank:
+        """Call a function once on every rank, with the same arguments; give what it returns on each.
+
+        `rank`, `size` and `comm` are there for it as they are in a cell.
+
+        Raises
+        ------
+        RankError
+            It raised.
+        DataError
+            It, or an argument, cannot be pickled.
+        """
+        with self.noted_errors():
+            return call_on_all(cast("Session", self), function, args, kwargs)
+
+
+def _by_name(verb: str, values: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values that a call names.
+
+    Raises
+    ------
+    DataError
+        A value came without its name, or a name is none.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise DataError(
+            f"{verb} was given a {type(values).__name__} without a name.",
+            f"Name it: `session.{verb}(x=value)`, or give a dictionary.",
+        )
+    given = {**(values or {}), **named}
+    for name in given:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise DataError(f"{name!r} is not a name for a variable.", f"Write e.g. `session.{verb}(x=value)`.")
+    return given

@@ -16,7 +16,7 @@ from typing import Literal
 
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch import slurm
-from hpcmagic.notebook import output
+from hpcmagic.notebook import output, quota
 from hpcmagic.notebook.perrank import rank_set
 from hpcmagic.notebook.progress import nbytes_in_words
 from hpcmagic.notebook.session import Session
@@ -38,6 +38,7 @@ DECISIVE = {
     "numpy": 1,
     "pandas": 1,
 }
+MORE_ROOM = "Free some space or quota there, or name another `session_dir` in your profile."
 TO_PROVE = (
     "`%hpc doctor` once a session runs; or `%hpc doctor --nodes 1 --time 5` buys one for the look, and ends it."
 )
@@ -147,15 +148,20 @@ def accounting() -> Check:
 
 
 def place() -> Check:
-    """Whether the place for sessions can be written, by nobody else, and has room."""
+    """Whether the place for sessions can be written, by nobody else, and has room, on the disk and in the quota."""
     root = resolve({}).directory
+    there = next(path for path in (root, *root.parents) if path.exists())
+    left = quota.left_nbytes(there)
+    if 0 <= left < LOW_NBYTES:
+        return Check("session_dir", "bad", f"{root}: only {nbytes_in_words(left)} left of your quota", MORE_ROOM)
     if not root.exists():
         return Check("session_dir", "good", f"{root} is made with the first session")
     require_private(root)
     directory = SessionDirectory(root)
     token, _ = leave_token(directory)
     token.unlink()
-    return _room("session_dir", {str(root): free_nbytes(root)}, "private, can be written")
+    of_quota = f", {nbytes_in_words(left)} left of your quota" if left >= 0 else ""
+    return _room("session_dir", {str(root): free_nbytes(root)}, f"private, can be written{of_quota}")
 
 
 def descriptors() -> Check:
@@ -322,8 +328,7 @@ def _room(name: str, free: Mapping[str, int], also: str) -> Check:
     room = f"{nbytes_in_words(least)} free"
     said = f"{where}: {also}, {room}" if also else f"{room}, as {where} sees it"
     if least < LOW_NBYTES:
-        mend = "Free some space or quota there, or name another `session_dir` in your profile."
-        return Check(name, "bad", said, mend)
+        return Check(name, "bad", said, MORE_ROOM)
     return Check(name, "good", said)
 
 

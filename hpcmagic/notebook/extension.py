@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from hpcmagic.notebook.completion import Completion
 from hpcmagic.notebook.magics import MAGICS, HpcMagics
 from hpcmagic.notebook.outgrown import Watch
+from hpcmagic.notebook.view import draw_all
 
 _added: WeakKeyDictionary[Any, tuple[Watch, Completion]] = WeakKeyDictionary()  # by shell
 
@@ -22,6 +23,7 @@ def load(shell: Any) -> None:
     watch, completion = _added[shell] = Watch(magics), Completion(magics)
     shell.events.register("pre_run_cell", watch.begin)
     shell.events.register("post_run_cell", watch.over)
+    shell.events.register("post_run_cell", draw_all)
     shell.Completer.custom_matchers.append(completion.match)
     shell.input_transformers_cleanup.insert(0, with_a_body)
 
@@ -39,6 +41,7 @@ def unload(shell: Any) -> None:
     watch, completion = _added.pop(shell)
     shell.events.unregister("pre_run_cell", watch.begin)
     shell.events.unregister("post_run_cell", watch.over)
+    shell.events.unregister("post_run_cell", draw_all)
     shell.Completer.custom_matchers.remove(completion.match)
     shell.input_transformers_cleanup.remove(with_a_body)
     watch.close()

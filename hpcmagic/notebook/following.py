@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from hpcmagic.errors import CellError
 from hpcmagic.notebook import output
+from hpcmagic.notebook.fitting import Foresight, remember
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.interrupting import STOP_S, interrupt
 from hpcmagic.notebook.streaming import Streamed
 from hpcmagic.notebook.stuck import Whereabouts, standing, stands_of
+from hpcmagic.notebook.timeout import late_error, left_s
 from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
@@ -33,16 +34,18 @@ LAST_PIECES_S = 3.0  # how long output that went ahead may come after the reply
 class Following:
     """One cell, followed in the main thread until it is over or let go."""
 
-    def __init__(self, session: Session, cell: Cell, pending: Pending, deadline_s: float | None) -> None:
+    def __init__(self, session: Session, cell: Cell, pending: Pending, timeout_s: float | None) -> None:
         self.session = session
         self.cell = cell
         self.pending = pending
-        self.deadline_s = deadline_s
+        self.timeout_s = timeout_s
         self.line = output.StatusLine()
         self.streamed = Streamed(cell.ranks, labels=session.size > 1)
         self.began_s = time.monotonic()
+        self.deadline_s = None if timeout_s is None else self.began_s + timeout_s
         self.hint = "Ctrl-C interrupts"
         self.where = Whereabouts()
+        self.foresight = Foresight(session, cell, self.began_s)
         self._written: set[int] = set()  # ranks whose replies the journal has
         self._journal_at_s = self.began_s + ASK_S
         self._longest_silence_s = 0.0
@@ -67,6 +70,8 @@ class Following:
         finally:
             self._last_output()
             self.line.clear()
+        if not self.pending.lost and not self.cell.raised():
+            remember(self.cell.source, time.monotonic() - self.began_s)
 
     def _wait(self) -> None:
         while not self.pending.wait_for_news(SHOW_S if self._showing() else LOOK_S) or self.pending.missing():
@@ -77,9 +82,10 @@ class Following:
                 self.session.look(now)
                 self._look_where(now)
                 self._mind_the_journal(now)
+                self._mind_the_end(now)
                 self.line.update(self._line(now))
-            if self.deadline_s is not None and now >= self.deadline_s:
-                self._late()
+            if self.timeout_s is not None and self.deadline_s is not None and now >= self.deadline_s:
+                self._mind_the_timeout(self.timeout_s)
 
     def _showing(self) -> bool:
         left = None if self.deadline_s is None else self.deadline_s - time.monotonic()
@@ -143,16 +149,24 @@ class Following:
         if before & self._written & set(self.pending.missing()):
             self.cell.catch_up()
 
-    def _late(self) -> None:
+    def _mind_the_end(self, now: float) -> None:
+        """Say when the job will end before the cell does, by walltime or budget."""
+        if said := self.foresight.look(now, self.streamed.partial()):
+            self.line.make_room()
+            output.quiet(f"Session {self.session.name}: {said}.")
+
+    def _mind_the_timeout(self, timeout_s: float) -> None:
+        """Interrupt the cell, or look again when it can have run for so long: it may wait behind another one."""
+        in_s = left_s(self.cell, timeout_s)
+        if in_s > 0 or not self.pending.missing():
+            self.deadline_s = time.monotonic() + in_s
+            return
         late = output.ranks_in_words(self.pending.missing())
         self.session.interrupt(self.cell)
-        stopped = self.pending.wait(STOP_S)
-        stands = {} if stopped else stands_of(self.cell)
-        said = "it was interrupted" if stopped else f"it was interrupted, but runs on: {standing(stands.values())}"
-        raise CellError(
-            f"The cell ran longer than its --timeout on {late}; {said}.",
-            "Give it more with `--timeout`, or leave it out.",
-        )
+        if self.pending.wait(STOP_S):
+            raise late_error(timeout_s, late)
+        stands = standing(stands_of(self.cell).values())
+        raise late_error(timeout_s, late, f"it was interrupted, but runs on: {stands}")
 
     def _interrupted(self) -> None:
         """Interrupt the ranks and follow on; a second Ctrl-C lets go."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from hpcmagic.errors import LaunchError, ProfileError
-from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.forms import did_you_mean
+from hpcmagic.launch.base import FRESH_S, JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.causes import cause_of_end
-from hpcmagic.notebook.session import stop
 from hpcmagic.notebook.status import Status, status_of
 from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
@@ -73,11 +73,11 @@ class Found:
                 f"Work on {self.elsewhere}, or give this notebook another `--session`.",
             )
 
-    def job_state(self) -> JobState:
-        """Ask the batch system about the session's job."""
+    def job_state(self, max_age_s: float = 0.0) -> JobState:
+        """Ask the batch system about the session's job, unless an answer so old will do."""
         if self.elsewhere:
             return JobState("unknown", meaning=f"on {self.elsewhere}")
-        return JobState("unknown") if self.job is None else self.launcher.state(self.job.job_id)
+        return JobState("unknown") if self.job is None else self.launcher.state(self.job.job_id, max_age_s=max_age_s)
 
     @property
     def fallen(self) -> KeeperState | None:
@@ -131,6 +131,20 @@ def ended_names(**options: object) -> list[str]:
     return list(dict.fromkeys(path.name.rpartition("~")[0] for path in newest))
 
 
+def session_names(**options: object) -> list[str]:
+    """Give the names of your sessions, by their directories alone: nobody is asked how they stand."""
+    return sorted({found.request.session for resources in everywhere(**options) for found in all_found(resources)})
+
+
+def no_session(name: str, *, past: bool = False, **options: object) -> ProfileError:
+    """Give the error for a name that no session has, nor, with `past`, one that has ended; the nearest is guessed."""
+    names = session_names(**options) + (ended_names(**options) if past else [])
+    mend = f"{did_you_mean(name, names)}`%hpc` lists yours."
+    if past:
+        return ProfileError(f"There is no session {name!r}, nor was there one.", mend)
+    return ProfileError(f"There is no session {name!r}.", mend)
+
+
 def put_aside(**options: object) -> list[Found]:
     """Give every session that has ended and whose directory is kept, the oldest first."""
     shelves = [resources.directory / "ended" for resources in everywhere(**options)]
@@ -166,6 +180,22 @@ def _is_folder(path: Path) -> bool:
     raise ProfileError(f"You may not look into {path}.", "Name a `session_dir` of your own.")
 
 
+def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:
+    """Cancel a session's job and put its directory aside."""
+    if job is not None:
+        launcher.cancel(job.job_id)
+    if directory.path.exists() and not directory.is_aside():
+        directory.put_aside()
+
+
+def ran_here_s(found: Found) -> float:
+    """Give how long a session ran on this machine that has ended: until its keeper's last word."""
+    began_s = found.job.submitted if found.job is not None else 0.0
+    with contextlib.suppress(FileNotFoundError):
+        return max(0.0, found.directory.state.stat().st_mtime - began_s)
+    return 0.0
+
+
 def stop_found(found: Found) -> None:
     """End a session that this kernel may not hold."""
     found.require_here()
@@ -189,10 +219,10 @@ def _whole(directory: SessionDirectory, path: Path, kind: type[T]) -> T | None:
 
 def status_of_found(found: Found) -> Status:
     """Give how a session stands, by its files and its job."""
-    seen = found.job_state()
+    seen = found.job_state(FRESH_S)
     job = found.job or JobRecord(found.request.launcher, "", time.time())
-    local = found.request.launcher == "local"
-    elapsed_s = max(0.0, time.time() - job.submitted) if local else seen.elapsed_s
+    ended_here = found.request.launcher == "local" and seen.phase == "ended"
+    elapsed_s = ran_here_s(found) if ended_here else seen.elapsed_s
     return status_of(
         found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s, directory=found.directory
     )

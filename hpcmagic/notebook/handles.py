@@ -19,6 +19,7 @@ from hpcmagic.notebook.interrupting import interrupt, wait_for
 from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.standing import Standing, written_standing
 from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
+from hpcmagic.notebook.timeout import Alarm, late_error
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.history import Record, cell_paths, read_records
 from hpcmagic.wire.messages import Output, Reply, outputs_from, reply_from
@@ -101,6 +102,7 @@ class Cell:
         self._first_line = first_line
         self._where = Whereabouts()
         self._view: View | None = None
+        self._alarm: Alarm | None = None
 
     def __repr__(self) -> str:
         line = self.source.strip().partition("\n")[0]
@@ -213,6 +215,8 @@ class Cell:
         standing = self._standing()
         missing, names = standing.missing, ", ".join(sorted(standing.raised))
         answered = len(self.ranks) - len(missing)
+        if not missing and (alarm := self._late(standing)) is not None:
+            return f"interrupted by its --timeout of {alarm.limit_s:g} s"
         if not missing:
             waits = f", {waiting_in_words(standing.waiting)}" if standing.waiting else ""
             return f"{self.state}{' ' + names if names else ''}{waits}"
@@ -235,15 +239,13 @@ class Cell:
         return True
 
     def cancel_after(self, seconds: float) -> None:
-        """Interrupt it unless it is over by then."""
-        timer = threading.Timer(seconds, self._cancel_quietly)
-        timer.daemon = True
-        timer.start()
-        self.add_done_callback(lambda _: timer.cancel())
+        """Interrupt it when it has run for so long on a rank."""
+        self._alarm = Alarm(self, seconds)
 
-    def _cancel_quietly(self) -> None:
-        with contextlib.suppress(HpcMagicError):
-            self.cancel()
+    def _late(self, standing: Standing) -> Alarm | None:
+        """Give the alarm if that is why the cell was interrupted."""
+        alarm = self._alarm
+        return alarm if alarm is not None and alarm.late and standing.raised == {"KeyboardInterrupt"} else None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over; False when `timeout` seconds have passed first.
@@ -286,6 +288,8 @@ class Cell:
         ------
         RankError
             A rank raised.
+        CellError
+            It was interrupted by its `--timeout`.
         SessionEnded
             The session ended, or its ranks were restarted, before all had answered.
         StillRunning
@@ -317,6 +321,8 @@ class Cell:
         """Give the values of a cell that is over, or raise what it ended with."""
         replies, standing = self.replies(), self._standing()
         error = self._error_of(replies)
+        if (alarm := self._late(standing)) is not None:
+            raise late_error(alarm.limit_s, alarm.late)
         if error is not None:
             raise stuck_error(error, standing.waiting)
         if standing.lost:

@@ -13,7 +13,8 @@ from traitlets import Bool, Float
 
 from hpcmagic.errors import CellError, DataError, HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.files import File
-from hpcmagic.notebook import frontend, output, spending, start, steer_line
+from hpcmagic.forms import did_you_mean
+from hpcmagic.notebook import budget_line, frontend, meter_line, output, spending, start, steer_line
 from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.options import (
     HelpAsked,
@@ -31,7 +32,10 @@ from hpcmagic.notebook.verbs import HPC, VERBS
 from hpcmagic.profiles import resolve
 from hpcmagic.wire.messages import RunCell
 
-MAGICS = {"line": ("remote", "push", "pull", "scatter", "gather", "hpc", "steer"), "cell": ("remote",)}
+MAGICS = {
+    "line": ("remote", "push", "pull", "scatter", "gather", "hpc", "steer", "meter", "budget"),
+    "cell": ("remote",),
+}
 CELL = remote_parser("%%remote")
 LINE = remote_parser("%remote")
 PUSH = names_parser("%push", "Send variables of the notebook to the ranks, under the same names.")
@@ -49,6 +53,9 @@ class HpcMagics(Magics):
     ).tag(config=True)
     hint_after_s = Float(60.0, help="A cell that takes longer, and computes, is too large …").tag(config=True)
     hint_memory = Float(0.7, help="… or one that fills this share of the memory here.").tag(config=True)
+    meter = Bool(
+        True, help="Show the visible meter by itself when a session is started, or when one comes back to it."
+    ).tag(config=True)
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
@@ -157,7 +164,9 @@ class HpcMagics(Magics):
             print(HPC)
             return
         if verb not in VERBS:
-            raise ProfileError(f"%hpc has no verb {verb!r}.", f"There are {', '.join(filter(None, VERBS))}.")
+            there = [*filter(None, VERBS)]
+            mend = f"{did_you_mean(verb, there)}There are {', '.join(there)}."
+            raise ProfileError(f"%hpc has no verb {verb!r}.", mend)
         rest = rest.strip()
         if rest in ("-h", "--help") and verb not in ("start", "vars", "doctor"):
             print("\n".join(known for known in HPC.splitlines() if known.startswith(f"%hpc {verb} ")))
@@ -172,6 +181,18 @@ class HpcMagics(Magics):
     def steer(self, line: str) -> None:
         """Watch and steer the simulation that runs. `%steer -h` shows what it takes."""
         steer_line.steer(self, line)
+
+    @no_var_expand
+    @line_magic
+    def budget(self, line: str) -> None:
+        """Bound what this session, or a month, may cost. `%budget -h` shows what it takes."""
+        budget_line.budget(self, line)
+
+    @no_var_expand
+    @line_magic("meter")
+    def turn_meter(self, line: str) -> None:
+        """Show the visible meter or take it away, and say the same as text. `%meter -h` shows what it takes."""
+        meter_line.turn(self, line)
 
     def _remote(self, options: argparse.Namespace, source: str, first_line: int) -> Any:
         """Run source on the ranks; start the session if need be."""
@@ -297,7 +318,8 @@ def _document() -> None:
     helps = {
         "remote_cell": CELL.format_help(), "remote_line": LINE.format_help(), "push": PUSH.format_help(),
         "pull": PULL.format_help(), "scatter": SCATTER.format_help(), "gather": GATHER.format_help(), "hpc": HPC,
-        "steer": steer_line.HELP,
+        "budget": budget_line.HELP,
+        "steer": steer_line.HELP, "turn_meter": meter_line.HELP,
     }  # fmt: skip
     for name, text in helps.items():
         function = getattr(HpcMagics, name)

@@ -1,4 +1,4 @@
-"""A function over a sequence: items go to whichever rank is free, results come back in order.
+"""A function of the notebook's on the ranks: over a sequence, whichever rank is free; or once on each.
 
 items ─► parts, four a rank ─► at most two requests a rank ─► results, each in its place
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import pickle
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpcmagic.errors import CellError
+from hpcmagic.errors import CellError, DataError
 from hpcmagic.notebook import output
-from hpcmagic.notebook.pickling import cannot_be_loaded, pickle_for_ranks
+from hpcmagic.notebook.perrank import PerRank
+from hpcmagic.notebook.pickling import cannot_be_loaded, pickle_for_ranks, sources_of
 from hpcmagic.notebook.progress import Progress
-from hpcmagic.wire.messages import Apply, Pickled
+from hpcmagic.wire.messages import Apply, Call, Pickled
 from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
@@ -32,15 +33,16 @@ class Mapped:
     Raises
     ------
     DataError
-        The function or an item cannot be pickled.
+        The function or an item cannot be pickled; it is no function, or there are no items.
     """
 
     def __init__(self, session: Session, function: Callable[[Any], Any], items: Iterable[Any], key: int) -> None:
         self.session = session
         self.key = key
-        self.items = list(items)
+        self.items = _listed(function, items)
         self.results: list[Any] = [None] * len(self.items)
-        self.function = pickle_for_ranks(getattr(function, "__name__", "function"), function)
+        self.function = pickle_for_ranks(_name(function), function)
+        self.sources = sources_of(function)
         size = max(1, len(self.items) // (session.size * PARTS_A_RANK))
         self._parts = [range(i, min(i + size, len(self.items))) for i in range(0, len(self.items), size)]
         self._ready = [(part, pickle_for_ranks("items", [self.items[i] for i in part])) for part in self._parts]
@@ -84,7 +86,8 @@ class Mapped:
         self._told.add(rank)
 
     def _ask(self, rank: int, part: range, items: Pickled, function: Pickled | None) -> None:
-        pending = self.session.send_to({rank: Apply(self.key, function, items, part.start)})
+        sources = self.sources if function is not None else {}
+        pending = self.session.send_to({rank: Apply(self.key, function, items, part.start, sources)})
         self._under_way[pending] = part, items
         pending.at_end(lambda: self._over.put(pending))
 
@@ -113,3 +116,51 @@ class Mapped:
         if not self.session.ended:
             for pending in self._under_way:
                 self.session.control_path().withdraw(pending)
+
+
+def call_on_all(
+    session: Session, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> PerRank:
+    """Call a function once on every rank; show what it prints, give what it returns.
+
+    Raises
+    ------
+    RankError
+        It raised.
+    DataError
+        It, or an argument, cannot be pickled; or it is no function.
+    """
+    _require_function("call", function)
+    what = pickle_for_ranks(_name(function), function), pickle_for_ranks("arguments", (tuple(args), dict(kwargs)))
+    pending = session.send_to(dict.fromkeys(range(session.size), Call(*what, sources_of(function))))
+    try:
+        replies = session.answers(pending)
+    finally:
+        printed = {rank: pending.replies[rank].outputs for rank in sorted(pending.replies)}
+        output.show(printed, labels=session.size > 1)
+    return output.values(replies) or PerRank({})
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", "function"))
+
+
+def _require_function(verb: str, function: Any) -> None:
+    if not callable(function):
+        raise DataError(
+            f"{verb} was given a {type(function).__name__} to call, which is no function.",
+            f"Write e.g. `session.{verb}(function, …)`.",
+        )
+
+
+def _listed(function: Any, items: Any) -> list[Any]:
+    """Give the items, if there is something to call with each."""
+    _require_function("map", function)
+    try:
+        given = iter(items)
+    except TypeError:
+        raise DataError(
+            f"map goes over a sequence; a {type(items).__name__} is none.",
+            "Write e.g. `session.map(function, range(5))`.",
+        ) from None
+    return list(given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from hpcmagic.errors import ProfileError
+from hpcmagic.forms import did_you_mean
 
 Expand = Callable[[str], str]
 
@@ -54,11 +54,10 @@ class OptionParser(argparse.ArgumentParser):
     def _refuse(self, token: str) -> NoReturn:
         option = token.partition("=")[0]
         known = [o for o in self._option_string_actions if o.startswith("--")]
-        near = difflib.get_close_matches(option, known, 1, 0.5)
         if not option.startswith("-"):
             raise ProfileError(f"{self.prog} does not take {token!r}.", f"`{self.prog} -h` shows what it takes.")
-        guess = f"Did you mean `{near[0]}`? " if near else ""
-        raise ProfileError(f"{self.prog} has no option {option!r}.", f"{guess}`{self.prog} -h` shows all.")
+        guessed = did_you_mean(option, known)
+        raise ProfileError(f"{self.prog} has no option {option!r}.", f"{guessed}`{self.prog} -h` shows all.")
 
     def takes_value(self, option: str) -> bool:
         """Whether a value belongs to an option, written as it stands on the line."""
@@ -139,6 +138,7 @@ def add_resources(parser: OptionParser) -> None:
             "20",
             "end after so long (minutes, H:MM:SS or off) with no notebook and no cell",
         ),
+        (("--idle-limit",), "30", "end after so long (minutes, H:MM:SS or off) in which no cell ran"),
     ):
         group.add_argument(*flags, metavar=metavar, help=text)
     group.add_argument("--keep", action="store_true", help="let the session run on when an unattended kernel exits")
@@ -148,7 +148,7 @@ def add_resources(parser: OptionParser) -> None:
 
 RESOURCE_NAMES = (
     "nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "mem", "gpus_per_node", "time", "partition", "account",
-    "qos", "constraint", "profile", "launcher", "no_client_limit",
+    "qos", "constraint", "profile", "launcher", "no_client_limit", "idle_limit",
 )  # fmt: skip
 
 
@@ -173,7 +173,9 @@ def remote_parser(prog: str) -> OptionParser:
     cell.add_argument("--push", metavar="a,b", help="first send these variables of the notebook to the ranks")
     cell.add_argument("--scatter", metavar="x", help="first cut these over the ranks: each gets its rows")
     cell.add_argument("--gather", metavar="y", help="afterwards join these from the ranks, and bind them here")
-    cell.add_argument("--timeout", metavar="S", type=float, help="interrupt the cell after so many seconds")
+    cell.add_argument(
+        "--timeout", metavar="S", type=float, help="interrupt the cell when it has run for so many seconds"
+    )
     cell.add_argument("--local", action="store_true", help="run the cell here as well, after the ranks")
     return parser
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch import slurm
+from hpcmagic.launch.base import FRESH_S
 from hpcmagic.notebook.found import all_found, everywhere
+from hpcmagic.notebook.output import clock
 from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
 
 OURS = ("hpcmagic.keeper", "hpcmagic.engine")
@@ -70,21 +72,16 @@ def _has_session(path: Path, pid: int) -> bool:
 
 
 def _jobs() -> list[Orphan]:
-    try:
-        asked = ["squeue", "--noheader", "--me", "--name=hpcmagic", "--format=%i|%T|%M"]
-        answer = slurm.run(asked, timeout_s=slurm.QUERY_TIMEOUT_S)
-    except LaunchError:  # no SLURM here, or none that answers now
-        return []
-    if answer.returncode:
+    jobs = {job: seen for job, seen in slurm.POLL.jobs(FRESH_S).items() if seen.phase != "ended" and not seen.stale}
+    if not jobs:
         return []
     sessions = [found for place in everywhere() for found in all_found(place)]
     if any(found.half for found in sessions):  # one that is being made may have its job already
         return []
     known = {found.job.job_id for found in sessions if found.job is not None}
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
     launcher = slurm.SlurmLauncher()
     return [
-        Orphan(f"job {job}, {word.lower()}, for {elapsed}", partial(launcher.cancel, job))
-        for job, word, elapsed in rows
+        Orphan(f"job {job}, {seen.word.lower()}, for {clock(int(seen.elapsed_s))}", partial(launcher.cancel, job))
+        for job, seen in jobs.items()
         if job not in known
     ]

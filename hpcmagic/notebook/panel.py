@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextvars
 import functools
-import importlib.util
 import json
 import math
 import secrets
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hpcmagic.errors import HpcMagicError, ProfileError, SessionEnded
-from hpcmagic.notebook import frontend, output
+from hpcmagic.notebook import widgets
 from hpcmagic.notebook.clicks import Answer, Click, Clicks
 from hpcmagic.notebook.mirror import Mirror
 from hpcmagic.notebook.pages import Messages, Window
@@ -236,11 +235,6 @@ def value_from(text: str, param: Param | None) -> Any:
 _shown: dict[str, Panel] = {}  # by session
 
 
-def can_be_shown() -> bool:
-    """Whether there is a notebook that shows widgets, and a person before it."""
-    return output.in_notebook() and not frontend.unattended() and importlib.util.find_spec("anywidget") is not None
-
-
 def show(session: Session) -> Panel:
     """Show the panel of a session's simulation here; one that is shown elsewhere becomes a picture.
 
@@ -251,7 +245,7 @@ def show(session: Session) -> Panel:
     SteerError
         No simulation has come alive.
     """
-    if importlib.util.find_spec("anywidget") is None:
+    if not widgets.installed():
         raise ProfileError("The panel needs anywidget.", "`pip install 'hpcmagic[widgets]'`.")
     mirror = session.steer.mirror()
     former = _shown.pop(session.name, None)
@@ -305,15 +299,11 @@ class NotebookScreen:
         from IPython.display import display
 
         self._handle = display(shown, raw=True, display_id=True)
-        self._widget = _widget_class()(place=place)
-        comm = self._widget.comm
-        if hasattr(comm, "_reply_subshell_for"):  # ipykernel ≥ 7.4 answers where was published last: behind a cell
-            comm._reply_subshell_for = lambda _data, default: default  # noqa: SLF001
+        self._widget = widgets.Unseen("PanelWidget", page_code(), place)
 
     def listen(self, receive: Callable[[Mapping[str, Any]], None]) -> None:
         """Have messages from the pages taken; then ask them to say that they are there."""
-        self._widget.on_msg(lambda _widget, content, _buffers: receive(content))
-        self._widget.send({"kind": "ready"})
+        self._widget.listen(receive)
 
     def send(self, message: dict[str, Any], buffers: list[Any]) -> None:
         """Tell the pages something."""
@@ -329,21 +319,9 @@ class NotebookScreen:
         self._widget.close()
 
 
+@functools.cache
 def page_code() -> str:
     """Give what runs in the page, as one text: the files come with the package, nothing is fetched from anywhere."""
     here = Path(__file__).parent
     style = f"const STYLE = {json.dumps((here / 'panel.css').read_text())};"
     return "\n".join([style, *((here / name).read_text() for name in PAGE_FILES)])
-
-
-@functools.cache
-def _widget_class() -> Any:
-    """Make the widget's class."""
-    import anywidget
-    import traitlets
-
-    class PanelWidget(anywidget.AnyWidget):
-        _esm = page_code()
-        place = traitlets.Unicode().tag(sync=True)
-
-    return PanelWidget

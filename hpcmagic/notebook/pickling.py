@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import linecache
 import pickle
+import re
 from collections.abc import Iterator, Mapping
-from types import FunctionType
+from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from hpcmagic.errors import DataError
-from hpcmagic.wire.messages import Pickled
+from hpcmagic.notebook import frontend
+from hpcmagic.wire.messages import Pickled, Sources
 
 LOOKED_AT = 10_000  # objects to look at for the culprit
 DEPTH = 8
+FUNCTIONS_LOOKED_AT = 50
 
 
 def pickle_for_ranks(name: str, value: Any) -> Pickled:
@@ -100,3 +106,40 @@ def _function_parts(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name in function.__code__.co_names:
         if name in function.__globals__:
             yield f".<global {name}>", function.__globals__[name]
+
+
+def sources_of(function: Any) -> Sources:
+    """Give the lines of a notebook's function and of those that it calls: pickled, they have lost their file."""
+    sources: Sources = {}
+    known: list[Any] = []
+    left = [function]
+    while left and len(known) < FUNCTIONS_LOOKED_AT:
+        one = left.pop(0)
+        one = inspect.unwrap(getattr(getattr(one, "func", one), "__func__", getattr(one, "func", one)))
+        if isinstance(one, FunctionType) and one not in known:
+            known.append(one)
+            sources |= _lines_of(one.__code__)
+            left += [part for _, part in _function_parts(one)]
+    return sources
+
+
+def _lines_of(code: CodeType) -> Sources:
+    """Give the lines of a code that stands in no file which the ranks could read."""
+    entry = linecache.cache.get(code.co_filename, ())
+    if len(entry) != 4 or entry[1] is not None:
+        return {}
+    cell, lines = _name_of_cell(code.co_filename), entry[2]
+    numbers = {number for *_, number in code.co_lines() if number and number <= len(lines)}
+    found = {(code.co_name, number): (f"{cell}, line {number}", lines[number - 1].strip()) for number in numbers}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _lines_of(inner)
+    return found
+
+
+def _name_of_cell(filename: str) -> str:
+    """Name a cell of the notebook as those of the ranks are named, if IPython knows the file as one."""
+    compiler: Any = getattr(frontend.shell(), "compile", None)
+    told = compiler.format_code_name(filename) if hasattr(compiler, "format_code_name") else None
+    number = re.search(r"\d+", told[1]) if told else None
+    return f"cell {number[0]}" if number else Path(filename).name

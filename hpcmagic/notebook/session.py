@@ -18,13 +18,15 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from hpcmagic.errors import CellError, HpcMagicError, SessionEnded
-from hpcmagic.launch.base import Launcher
+from hpcmagic.launch.base import AT_ITS_PACE, FRESH_S, Launcher
 from hpcmagic.notebook import causes, frontend, output
 from hpcmagic.notebook.cell_list import Cells, OwnCells
 from hpcmagic.notebook.data import Data
 from hpcmagic.notebook.data_verbs import DataVerbs
 from hpcmagic.notebook.following import ASK_S, Following
+from hpcmagic.notebook.found import stop
 from hpcmagic.notebook.handles import Cell
+from hpcmagic.notebook.lifespan import Lifespan
 from hpcmagic.notebook.news import News
 from hpcmagic.notebook.perrank import PerRank, choose_ranks
 from hpcmagic.notebook.restarting import restart, wait_if_restarting
@@ -43,7 +45,7 @@ SILENT_ASK_S = 5.0  # … namely so
 SAID_S = 2.0  # how long a keeper's last word may take after its job has ended
 
 
-class Session(DataVerbs):
+class Session(DataVerbs, Lifespan):
     """A hold on running engines; made by `hpcmagic.start` and `hpcmagic.attach`.
 
     As a context manager it stops the session at the end.
@@ -113,6 +115,13 @@ class Session(DataVerbs):
         """Seconds until the walltime; None where there is none."""
         return self.seen.left_s()
 
+    def ends(self) -> tuple[float | None, str]:
+        """Give the seconds until the job ends by its walltime or its budget, and which in words, with the mend."""
+        left_s, by_budget_s = self.left_s(), self.control.beat.budget_left_s if self.control is not None else None
+        if by_budget_s is not None and (left_s is None or by_budget_s < left_s):
+            return by_budget_s, "its budget is spent (`%budget` allows more)"
+        return left_s, f"job {self.job.job_id} ends (`%hpc extend` asks for more)"
+
     @overload
     def run(self, source: str, ranks: Any = None, timeout: float | None = None) -> PerRank | None: ...
     @overload
@@ -129,7 +138,7 @@ class Session(DataVerbs):
         ranks
             Ranks as a sequence of numbers, a number, or text like ``"0,2-3"``; None = all.
         timeout
-            Seconds after which to stop waiting; the cell is then interrupted. None = no limit.
+            Seconds that it may run, not counting the wait for its turn; it is then interrupted. None = no limit.
         block
             False: do not wait; give the cell's handle.
 
@@ -151,9 +160,8 @@ class Session(DataVerbs):
     def run_cell(self, cell: RunCell, ranks: Any = None, timeout: float | None = None) -> list[Reply]:
         """Run a cell and show its output as it comes; give the replies in rank order."""
         sent, pending = self._sent_cell(cell, ranks)
-        deadline_s = None if timeout is None else time.monotonic() + timeout
         with self.noted_errors():
-            Following(self, sent, pending, deadline_s).to_the_end()
+            Following(self, sent, pending, timeout).to_the_end()
             self.require_all(pending)
             replies = [pending.replies[rank] for rank in sorted(pending.replies)]
             self.raise_errors(replies, pending.waiting())
@@ -208,8 +216,8 @@ class Session(DataVerbs):
         self.given_up.clear()
 
     def status(self) -> Status:
-        """Ask how the session stands."""
-        self.seen.look()
+        """Ask how the session stands; what the batch system said a moment ago will do."""
+        self.seen.look(FRESH_S)
         try:
             keeper = self.keeper_state()
         except FileNotFoundError:
@@ -254,6 +262,7 @@ class Session(DataVerbs):
         """
         if self.control is None:
             raise self._ended(self.ended or "it was stopped")
+        self.control.revive()
         return self.control
 
     def require_alive(self, *, fallen: bool = False) -> None:
@@ -276,7 +285,7 @@ class Session(DataVerbs):
         if keeper.phase == "fallen" and not fallen:
             raise self._fallen(keeper)
         self.told = keeper
-        own, warned = (self.control.name, self.control.warning) if self.control is not None else ("", "")
+        own, warned = (self.control.name, self.control.beat.warning) if self.control is not None else ("", "")
         self._news.tell(replace(keeper, warning=warned or keeper.warning), own)
 
     def look(self, now_s: float, *, fallen: bool = False) -> None:
@@ -292,7 +301,7 @@ class Session(DataVerbs):
         pause_s = 0.0 if self.request.launcher == "local" else SILENT_ASK_S if silent else ASK_S
         if now_s >= self._asked_s + pause_s:
             self._asked_s = now_s
-            self.seen.look()
+            self.seen.look(0.0 if silent else AT_ITS_PACE)
             if self.seen.state.phase == "ended":
                 time.sleep(SAID_S)  # the keeper may still be writing why
                 self.require_alive(fallen=True)
@@ -407,11 +416,3 @@ class Session(DataVerbs):
         error = output.rank_error(replies, size=self.size, defined_here=frontend.defined_here)
         if error is not None:
             raise stuck_error(error, waiting or {})
-
-
-def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None) -> None:
-    """Cancel a session's job and put its directory aside."""
-    if job is not None:
-        launcher.cancel(job.job_id)
-    if directory.path.exists() and not directory.is_aside():
-        directory.put_aside()

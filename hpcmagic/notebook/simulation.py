@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpcmagic.errors import ChannelError, SteerError
+from hpcmagic.errors import CellError, ChannelError, SteerError
 from hpcmagic.notebook import output
 from hpcmagic.notebook.cell_list import OwnCells
 from hpcmagic.notebook.mirror import Mirror
@@ -225,7 +225,7 @@ class Steer:
 
     @contextmanager
     def _watched(self, *, fresh: bool = False) -> Iterator[Mirror]:
-        """Give the mirror of the simulation; a connection that is cut is told as what cut it."""
+        """Give the mirror of the simulation; a connection that is cut is told as what cut it, Ctrl-C in two lines."""
         self._session.require_alive()
         try:
             with self._connecting:
@@ -239,6 +239,10 @@ class Steer:
                 if news_of(mirror).over:
                     mirror = self._newer(mirror)
             yield mirror
+        except KeyboardInterrupt:
+            raise CellError(
+                f"Stopped waiting for the simulation of session {self._session.name}; it runs on.", "Try again."
+            ) from None
         except ChannelError:
             deadline = time.monotonic() + CAUSE_S
             while time.monotonic() < deadline:  # if ranks have ended, the keeper will know why

@@ -9,12 +9,15 @@ On this machine, where nobody charges, core-hours are counted.
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import Protocol
 
-from hpcmagic.cost import CORE_HOURS, S_PER_MINUTE, Cost, Quote, Tariff, amount
+from hpcmagic.cost import CORE_HOURS, S_PER_MINUTE, Cost, Quote, amount
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch import charges
 from hpcmagic.launch.charges import Accounted
+from hpcmagic.profiles import Resources
 from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
 
 
@@ -32,9 +35,9 @@ class Metered(Protocol):
         """Seconds until the walltime."""
 
 
-def local_quote(request: Request) -> Quote:
+def local_quote(asked: Request | Resources) -> Quote:
     """Give the quote of a session on this machine: its CPUs, in core-hours."""
-    return Quote({"cpu": float(request.ntasks * request.cpus_per_task)}, unit=CORE_HOURS, divisor=60.0)
+    return Quote({"cpu": float(asked.ntasks * asked.cpus_per_task)}, unit=CORE_HOURS, divisor=60.0)
 
 
 def quote_of(directory: SessionDirectory | None, request: Request) -> Quote | None:
@@ -43,7 +46,7 @@ def quote_of(directory: SessionDirectory | None, request: Request) -> Quote | No
         return local_quote(request) if request.ntasks else None
     try:
         return None if directory is None else directory.read_record(directory.quote, Quote)
-    except LaunchError:  # it is damaged: a price is nothing that a session could not do without
+    except (LaunchError, FileNotFoundError):  # damaged, or put aside: a session can do without a price
         return None
 
 
@@ -69,18 +72,29 @@ def cost_of(
             return quote.cost(told.elapsed_s, tres=told.tres or None, confirmed_minutes=minutes)
         return quote.cost(elapsed_s)
     got = None if phase == "pending" else charges.BOOKS.got(job.job_id)
+    if phase != "pending" and directory is not None:
+        quote = followed(directory, quote, elapsed_s)
     return quote.cost(0.0 if phase == "pending" else elapsed_s, tres=got, left_s=left_s)
 
 
 def charged_minutes(told: Accounted, quote: Quote | None = None) -> float | None:
     """Give the billing-minutes of a job that accounting knows; None where its tariff is not known any more."""
-    tariff: Tariff | None
     same = quote is not None and (quote.partition, quote.qos) == (told.partition, told.qos)
     if quote is not None and same and not quote.lacks:
-        tariff = quote.tariff  # as it was when the job was submitted
-    else:
-        tariff = charges.BOOKS.tariff(told.partition, told.qos) or (quote.tariff if quote is not None else None)
+        return quote.minutes(told.elapsed_s, told.tres)  # by the prices that it was submitted, and has run, at
+    tariff = charges.BOOKS.tariff(told.partition, told.qos) or (quote.tariff if quote is not None else None)
     return None if tariff is None else tariff.rate(told.tres) * told.elapsed_s / S_PER_MINUTE
+
+
+def followed(directory: SessionDirectory, quote: Quote, elapsed_s: float) -> Quote:
+    """Note when the QOS's factor has changed while the job runs: what it costs from now on is another."""
+    now = charges.BOOKS.tariff(quote.partition, quote.qos)
+    if now is None or quote.lacks or now.usage_factor == quote.tariff.usage_factor:
+        return quote
+    changed = replace(quote, changes=(*quote.changes, (elapsed_s, now.usage_factor)))
+    with contextlib.suppress(LaunchError, FileNotFoundError):  # a full disk: it is noticed again
+        directory.write_record(directory.quote, changed)
+    return changed
 
 
 def in_line(session: Metered) -> str:

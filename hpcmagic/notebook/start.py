@@ -24,15 +24,16 @@ from hpcmagic.cost import Quote
 from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec, Launcher
-from hpcmagic.notebook import frontend
+from hpcmagic.notebook import budget, frontend, meter
 from hpcmagic.notebook.buying import offer, quoted_line
 from hpcmagic.notebook.causes import ended_error, fallen_error
-from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended
+from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended, no_session
 from hpcmagic.notebook.output import clock, count, quiet
+from hpcmagic.notebook.queued import Queued
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.waiting import wait_until_ready
 from hpcmagic.profiles import SIZES, Resources, canonical, resolve, walltime_s
-from hpcmagic.rendezvous import HOLD_ALONE_S, HOLD_S, JobRecord, Request, SessionDirectory
+from hpcmagic.rendezvous import HOLD_ALONE_S, HOLD_S, JobRecord, Limits, Request, SessionDirectory
 from hpcmagic.wire.crypto import make_keys
 from hpcmagic.wire.descriptors import require_descriptors
 
@@ -96,10 +97,13 @@ def start(
         if not unasked:
             require_asked(resources)
         resources = launcher.completed(resources)
-        found = _submit(name, resources, launcher, offer(resources, yes=yes))
+        with budget.in_turn():
+            cut, limits = budget.applied(name, resources)
+            spec = JobSpec(name, SessionDirectory(cut.directory / name), cut)
+            found = _submit(resources, spec, launcher, offer(cut, yes=yes), limits)
     else:
         require_same(found.request, resources)
-    held = wait_until_ready(found, submitted=submitted)
+    held = _waited_for(found, submitted=submitted)
     if not keep and frontend.unattended():
         atexit.register(_stop_at_exit, held)
     return held
@@ -128,11 +132,20 @@ def attach(session: str, **options: Any) -> Session:
     if found is not None and not found.half:
         found.require_here()
         cause = found.ended()
-        return ended_session(found, cause) if cause else wait_until_ready(found, submitted=False)
+        return ended_session(found, cause) if cause else _waited_for(found, submitted=False)
     past = find_ended(session, **options)
     if past is None:
-        raise ProfileError(f"There is no session {session!r}, nor was there one.", "`%hpc` lists yours.")
+        raise no_session(session, past=True, **options)
     return ended_session(past, past.ended() or "it was stopped")
+
+
+def _waited_for(found: Found, *, submitted: bool) -> Session:
+    """Wait until a session is ready, its meter in sight meanwhile and then."""
+    if found.request.launcher == "slurm" and (found.keeper is None or found.keeper.phase == "starting"):
+        meter.appear(Queued(found))
+    held = wait_until_ready(found, submitted=submitted)
+    meter.appear(held)
+    return held
 
 
 def ended_session(found: Found, cause: str) -> Session:
@@ -179,6 +192,7 @@ def dry_run(session: str | None = None, **options: Any) -> str:
     resources = launcher.completed(resources)
     name = session or frontend.session_name()[0]
     require_name(name)
+    resources, _ = budget.applied(name, resources)
     script = launcher.script(JobSpec(name, SessionDirectory(resources.directory / name), resources))
     line = quoted_line(resources)
     return f"{script}# {line}\n" if line else script
@@ -205,12 +219,15 @@ def _origins_of_sizes(resources: Resources) -> set[str]:
     return {origin for origin in origins if "SBATCH_" not in origin} - {""}
 
 
-def _submit(name: str, resources: Resources, launcher: Launcher, quote: Quote | None) -> Found:
-    """Make the session's directory, keys and request, and submit its job."""
+def _submit(
+    resources: Resources, spec: JobSpec, launcher: Launcher, quote: Quote | None, limits: Limits | None
+) -> Found:
+    """Make the session's directory, keys and request, and submit its job; a budget may have cut what it asks for."""
+    name = spec.session
     if not Path().exists():
         raise LaunchError("The directory that you are in has been removed.", "Go to another with `%cd`.")
     try:
-        directory = SessionDirectory.create(resources.directory / name)
+        directory = SessionDirectory.create(spec.directory.path)
     except FileExistsError:
         raise LaunchError(
             f"Session {name} is being started by another kernel.",
@@ -237,13 +254,14 @@ def _submit(name: str, resources: Resources, launcher: Launcher, quote: Quote | 
             notebook=frontend.notebook_identity(),
             hold_s=HOLD_S,
             hold_alone_s=HOLD_ALONE_S,
+            idle_limit_s=resources.idle_limit_s,
         )
         directory.write_record(directory.request, request)
         if quote is not None:
             directory.write_record(directory.quote, quote)
-        job = JobRecord(
-            launcher.name, launcher.submit(JobSpec(name, directory, resources)), time.time(), socket.gethostname()
-        )
+        if limits is not None:
+            directory.write_record(directory.limits, limits)
+        job = JobRecord(launcher.name, launcher.submit(spec), time.time(), socket.gethostname())
     except BaseException:
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
@@ -253,14 +271,13 @@ def _submit(name: str, resources: Resources, launcher: Launcher, quote: Quote | 
         launcher.cancel(job.job_id)
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
-    print(_announcement(name, resources, job))
+    print(_announcement(name, spec.resources, job))
     return Found(directory, request, job, None)
 
 
 def _announcement(name: str, resources: Resources, job: JobRecord) -> str:
     """Say what was asked for, and where it came from."""
-    limit = clock(resources.no_client_limit_s) if resources.no_client_limit_s else ""
-    lonely = f"ends after {limit} with no notebook connected and no cell running" if limit else ""
+    lonely = _ends_after(resources)
     if resources.launcher == "local":
         why = "no SLURM here" if resources.origins.get("launcher") == "what is there" else "as asked"
         ranks = count(resources.ntasks, "rank")
@@ -273,6 +290,14 @@ def _announcement(name: str, resources: Resources, job: JobRecord) -> str:
     nodes = f"{count(resources.nodes, 'node')} × {count(resources.ntasks_per_node, 'rank')}"
     said = f"Session {name}: job {job.job_id}, {nodes}, {', '.join([walltime, *details])}"
     return f"{said}; {lonely}." if lonely else f"{said}."
+
+
+def _ends_after(resources: Resources) -> str:
+    """Say after how long without anybody, or without a cell, the session ends."""
+    limits = ((resources.no_client_limit_s, "with no notebook connected and no cell running"),
+              (resources.idle_limit_s, "in which no cell runs"))  # fmt: skip
+    said = ", or ".join(f"after {clock(limit_s)} {when}" for limit_s, when in limits if limit_s)
+    return f"ends {said}" if said else ""
 
 
 def require_same(request: Request, resources: Resources) -> None:

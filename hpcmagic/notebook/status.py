@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from hpcmagic.cost import Cost
-from hpcmagic.launch.base import JobState, Launcher
+from hpcmagic.launch.base import AT_ITS_PACE, FRESH_S, JobState, Launcher
 from hpcmagic.notebook.causes import as_seen, held_words
 from hpcmagic.notebook.spending import cost_of
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
@@ -78,19 +79,28 @@ class JobSeen:
         self.launcher = launcher
         self.job = job
         self.state, self._at_s = JobState("ended" if ended else "unknown"), time.monotonic()
+        self._told_s = self._at_s  # when the batch system said so
+        self._stale = False
         self._asking: threading.Thread | None = None
+        self._asking_for_s = 0.0
         self._lock = threading.Lock()
         if not ended:
-            self.look()
+            self.look(FRESH_S)
 
-    def look(self) -> None:
-        """Ask again; until an answer comes what was seen last stands, and nobody waits for it for long."""
-        with self._lock:  # a handle's display looks in a thread of its own
-            if self._asking is None or not self._asking.is_alive():
-                self._asking = threading.Thread(target=self._ask, name="hpcmagic-asks", daemon=True)
-                self._asking.start()
-            asking = self._asking
-        asking.join(ANSWER_S)
+    def look(self, max_age_s: float = 0.0) -> None:
+        """Ask again; until an answer comes what was seen last stands, and nobody waits for it for long.
+
+        Parameters
+        ----------
+        max_age_s
+            So old an answer will do; 0 = ask now, for this job alone.
+        """
+        self._begin(max_age_s).join(ANSWER_S)
+
+    def glance(self) -> None:
+        """See to it that the state is as new as the shared poll's pace has it; never wait for that."""
+        if not self.state.decided:
+            self._begin(AT_ITS_PACE)
 
     def status(self, directory: SessionDirectory, request: Request, keeper: KeeperState | None) -> Status:
         """Give how the session stands, as it was seen last."""
@@ -99,18 +109,37 @@ class JobSeen:
             request, self.job, keeper, self.state, elapsed_s=elapsed_s, left_s=left_s, directory=directory
         )
 
-    def _ask(self) -> None:
-        seen = self.launcher.state(self.job.job_id)
-        if seen.phase != "unknown":
-            self.state, self._at_s = seen, time.monotonic()
-
     def elapsed_s(self) -> float:
         """Seconds since the job began, by SLURM's count."""
-        if self.job.launcher == "local":
-            return max(0.0, time.time() - self.job.submitted)
-        return self.state.elapsed_s + time.monotonic() - self._at_s
+        return self._now().elapsed_s
 
     def left_s(self) -> float | None:
         """Seconds until the walltime; None where there is none."""
-        left = self.state.left_s
-        return None if left is None else max(0.0, left - (time.monotonic() - self._at_s))
+        return self._now().left_s
+
+    def stale_s(self) -> float:
+        """For how long the batch system has not said how the job stands, though it was asked; 0 = it answers."""
+        return time.monotonic() - self._told_s if self._stale else 0.0
+
+    def _now(self) -> JobState:
+        return self.state.after(time.monotonic() - self._at_s)
+
+    def _begin(self, max_age_s: float) -> threading.Thread:
+        """Ask in a thread, unless one is at it that will bring an answer as young."""
+        with self._lock:  # a handle's display looks in a thread of its own
+            if self._asking is None or not self._asking.is_alive() or self._asking_for_s > max_age_s:
+                ask, self._asking_for_s = partial(self._ask, max_age_s), max_age_s
+                self._asking = threading.Thread(target=ask, name="hpcmagic-asks", daemon=True)
+                self._asking.start()
+            return self._asking
+
+    def _ask(self, max_age_s: float) -> None:
+        seen = self.launcher.state(self.job.job_id, max_age_s=max_age_s)
+        now = time.monotonic()
+        told_s = now - seen.age_s
+        if seen.phase != "unknown" and (told_s > self._told_s or self.state.phase == "unknown"):
+            if seen.phase == "ended" and not seen.elapsed_s:  # nobody says how long it ran
+                seen = replace(seen, elapsed_s=self.elapsed_s())
+            self.state, self._at_s, self._told_s, self._stale = seen, now, told_s, seen.stale
+        else:  # nothing newer than what is known: that stands
+            self._stale = self._stale or seen.stale

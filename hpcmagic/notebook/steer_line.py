@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import keyword
 import re
 from typing import TYPE_CHECKING, Any
 
 from hpcmagic.errors import ProfileError
-from hpcmagic.notebook import output, panel, start
-from hpcmagic.notebook.found import find_anywhere
+from hpcmagic.forms import did_you_mean
+from hpcmagic.notebook import output, panel, start, widgets
+from hpcmagic.notebook.found import find_anywhere, no_session
 from hpcmagic.notebook.options import HelpAsked, OptionParser
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.verbs import here
@@ -63,11 +63,11 @@ def steer(magics: HpcMagics, line: str) -> None:
         print(f"{rest} {getattr(session.steer, rest)()}")
     elif values:
         print(session.steer.set(**values))
-    elif panel.can_be_shown() and not options.text:
+    elif widgets.can_be_shown() and not options.text:
         panel.show(session)
     else:
         print(session.steer)
-        if output.in_notebook() and importlib.util.find_spec("anywidget") is None:
+        if output.in_notebook() and not widgets.installed():
             output.quiet("The live panel needs anywidget: `pip install 'hpcmagic[widgets]'`.")
 
 
@@ -90,7 +90,8 @@ def settings(text: str) -> dict[str, Any]:
             word = text[at:].split(maxsplit=1)[0]
             raise ProfileError(
                 f"%steer does not take {word!r}.",
-                f"Write e.g. `%steer dt=5e-4`, or one of {', '.join(VERBS)}; `%steer -h` shows all.",
+                f"{did_you_mean(word, VERBS)}Write e.g. `%steer dt=5e-4`, or one of {', '.join(VERBS)}; "
+                "`%steer -h` shows all.",
             )
         name = match["name"]
         if not name.isidentifier() or keyword.iskeyword(name):
@@ -115,6 +116,6 @@ def _session(magics: HpcMagics, name: str | None) -> Session:
         return here(magics)
     if name not in magics.held:
         if find_anywhere(name) is None:
-            raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+            raise no_session(name)
         magics.held[name] = start.attach(name)
     return magics.held[name]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hpcmagic.errors import ProfileError
-from hpcmagic.notebook import frontend, outgrown, output, start
+from hpcmagic.notebook import frontend, meter, outgrown, output, start
 from hpcmagic.notebook.bill import bill
 from hpcmagic.notebook.causes import tail, whole_story
 from hpcmagic.notebook.doctor import examine
-from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, sessions, stop_found
+from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, no_session, sessions, stop_found
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
 from hpcmagic.notebook.orphans import orphans
@@ -40,6 +40,7 @@ HPC = """\
 %hpc log [RANK]           the last lines of the job's log, or of one rank's
 %hpc why                  the whole of the last error: full tracebacks, or how the session ended
 %hpc doctor [options]     does everything hold? One line a check; with options of %%remote, on nodes bought for it
+%hpc extend TIME          more time for the session's job, where SLURM allows it: minutes or H:MM:SS
 %hpc profiles             every profile that you may use: its values, where each comes from, which is the default
 %hpc cost                 what this notebook, this week and this account have cost; what was paid while no cell ran
 %hpc hint [on|off]        whether a local cell that is too large for this machine is told so, once a notebook"""
@@ -47,8 +48,10 @@ HPC = """\
 
 def status(magics: HpcMagics, _rest: str) -> None:
     """Show every session, and what belongs to none."""
-    print(table(sessions(), {name: session.data.channels.moved_nbytes for name, session in magics.held.items()}))
-    over = ended_names()
+    shown = sessions()
+    print(table(shown, {name: session.data.channels.moved_nbytes for name, session in magics.held.items()}))
+    listed = {one.session for one in shown}  # of two with one name the newer one is found by it
+    over = [name for name in ended_names() if name not in listed]
     if over:
         named = ", ".join(over[:PAST_SHOWN]) + (" …" if len(over) > PAST_SHOWN else "")
         print(f"Ended, their cells can still be read (`%hpc attach NAME`): {named}")
@@ -95,7 +98,8 @@ def stop(magics: HpcMagics, rest: str) -> None:
     elif found is not None:
         stop_found(found)
     else:
-        raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+        raise no_session(name)
+    meter.look(name)
     print(f"Session {name} stopped; its variables are gone.")
 
 
@@ -191,6 +195,13 @@ def look_around(magics: HpcMagics, rest: str) -> None:
     print(examine(here(magics, name) if there else None))
 
 
+def extend(magics: HpcMagics, rest: str) -> None:
+    """Ask SLURM for more time."""
+    if not rest:
+        raise ProfileError("%hpc extend needs a time.", "Write how much more, e.g. `%hpc extend 0:30:00`.")
+    print(here(magics).extend(rest))
+
+
 def show_profiles(_magics: HpcMagics, rest: str) -> None:
     """Show every profile with its values, and where each comes from."""
     _nothing("profiles", rest)
@@ -210,7 +221,7 @@ def log(magics: HpcMagics, rest: str) -> None:
     name = _name(magics, "")
     found = magics.held.get(name) or find_anywhere(name) or find_ended(name)
     if found is None:
-        raise ProfileError(f"There is no session {name!r}.", "`%hpc` lists yours.")
+        raise no_session(name, past=True)
     ranks = choose_ranks([int(rest)], found.request.ntasks) if rest else ()
     path = found.directory.rank_log(ranks[0]) if ranks else found.directory.log
     print(tail(path, 40) or f"{path.name} is empty.")
@@ -236,7 +247,7 @@ def why(magics: HpcMagics, rest: str) -> None:
 VERBS: dict[str, Callable[[HpcMagics, str], None]] = {
     "": status, "status": status, "start": start_session, "stop": stop, "restart": restart, "attach": attach,
     "cells": cells, "cancel": cancel, "vars": show_variables, "log": log, "why": why, "doctor": look_around,
-    "hint": hint, "profiles": show_profiles, "cost": show_cost,
+    "hint": hint, "profiles": show_profiles, "cost": show_cost, "extend": extend,
 }  # fmt: skip
 
 

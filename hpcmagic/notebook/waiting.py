@@ -13,14 +13,14 @@ from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobState, Launcher
 from hpcmagic.notebook.causes import held_words, tail
-from hpcmagic.notebook.found import Found
+from hpcmagic.notebook.found import Found, stop
 from hpcmagic.notebook.output import StatusLine, clock, count, ranks_in_words, time_of_day
-from hpcmagic.notebook.session import Session, stop
+from hpcmagic.notebook.session import Session
 from hpcmagic.profiles import MPI_WAYS
 from hpcmagic.rendezvous import KeeperState, Request
 
 LOOK_S = (0.02, 0.5)  # how often to look at state.json: at first, and at most
-ASK_S = (0.5, 15.0)  # how often to ask the batch system
+ASK_S = (0.5, 15.0)  # how often to ask the batch system: at first, and then, together with all other kernels
 KEEPER_SILENT_S = 3.0  # how long a keeper's last word may take after its job has ended
 NO_MPI_MEND = "Install mpi4py and an MPI library where the ranks run, or set another `mpi` in your profile: {ways}."
 
@@ -104,11 +104,12 @@ def _progress(found: Found, launcher: Launcher) -> Iterator[str]:
             raise _not_started(found, found.keeper.cause)
         now = time.monotonic()
         if now >= ask_at:
-            before, seen = seen, launcher.state(job_id)
+            before, seen = seen, launcher.state(job_id, max_age_s=ask_s if ask_s == ASK_S[1] else 0.0)
             found.seen = seen
             ask_s = min(ask_s * 1.5, ASK_S[1])
             ask_at = now + ask_s
-            if seen.hopeless and before.reason == seen.reason:  # SLURM's first word may be another than its second
+            again = before.reason == seen.reason and not seen.stale  # SLURM's first word may not be its second
+            if seen.hopeless and again:
                 raise _never_starts(found, launcher, seen)
             if seen.phase == "ended":
                 ended_at = ended_at or now

@@ -9,31 +9,28 @@ One background thread (ipyparallel's) owns the sockets; every method here may be
 from __future__ import annotations
 
 import atexit
-import getpass
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-import ipyparallel
 import zmq
 from ipyparallel.client.client import unpack_message
 from zmq.eventloop.zmqstream import ZMQStream
 
 from hpcmagic.errors import ChannelError, NotEncrypted, PeerLost
 from hpcmagic.rendezvous import Connection, Request, SessionDirectory
+from hpcmagic.wire.beats import Beat
 from hpcmagic.wire.bulk import Invitation
 from hpcmagic.wire.crypto import KeyPair, be_careful_client, load_key_pair, load_signing_key, require_encrypted
 from hpcmagic.wire.descriptors import require_descriptors
 from hpcmagic.wire.envelope import Envelope
 from hpcmagic.wire.health import HEALTH
 from hpcmagic.wire.holdings import VARS
+from hpcmagic.wire.lent import LINGER_MS, Lent, client_name
 from hpcmagic.wire.messages import (
     INTERRUPT,
     JOIN,
@@ -51,12 +48,11 @@ from hpcmagic.wire.messages import (
 )
 from hpcmagic.wire.pending import Pending
 
-LINGER_MS = 500  # what was just sent may still leave; to a node that is lost it never would
 FLUSH_S = 2.0
 SOCKETS = ("query", "mux", "task", "broadcast", "notification", "control", "iopub", "presence")
 
 
-class SessionClient(ipyparallel.Client):
+class SessionClient(Lent):
     """An ipyparallel client that connects with the session's keys only.
 
     It sends through the streams of ipyparallel, never through their bare sockets: a bare send takes the
@@ -73,7 +69,7 @@ class SessionClient(ipyparallel.Client):
         self._cells: WeakValueDictionary[str, Pending] = WeakValueDictionary()  # a reply may overtake output
         self.name = client_name()
         self.heard_s = time.monotonic()  # when the keeper was last heard
-        self.warning = ""  # what it warns of, said with its last beat
+        self.beat = Beat()  # what it said last
         context: zmq.Context[Any] = zmq.Context()  # of its own: the user's shared one stays as it is
         be_careful_client(context)
         context.setsockopt(zmq.LINGER, LINGER_MS)
@@ -134,7 +130,7 @@ class SessionClient(ipyparallel.Client):
 
     def _on_beat(self, message: list[bytes]) -> None:
         self.heard_s = time.monotonic()
-        self.warning = message[0].decode(errors="replace")
+        self.beat = Beat.from_frame(message[0])
 
     def _setup_profile_dir(self, *_: Any) -> None:
         """Look at no profile: addresses and keys come from the session's directory."""
@@ -230,13 +226,30 @@ def _take_withdrawal(pending: Pending, rank: int, message: Any) -> None:
         pending.take(Reply(rank, raised=WITHDRAWN))
 
 
-def client_name() -> str:
-    """Name this client for others to see: user, host, process, and what tells two of one process apart."""
+def connected(directory: SessionDirectory, request: Request, timeout_s: float) -> SessionClient:
+    """Give a client that is connected to a session's keeper."""
+    require_descriptors()
+    connection = directory.read_record(directory.connection, Connection)
+    if connection is None:
+        raise ChannelError("The session has no connection.json.", "See `%hpc log`.")
+    if not request.server_public:
+        raise NotEncrypted("The session's request.json names no key of its keeper.", "End it with `%hpc stop`.")
+    info = {
+        **connection.client,
+        "interface": f"tcp://{connection.host}",
+        "location": connection.host,
+        "key": load_signing_key(directory).decode(),
+        "curve_serverkey": request.server_public,
+    }
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may know no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname().partition('.')[0]}:{os.getpid()}#{secrets.token_hex(3)}"
+        client = SessionClient(info, load_key_pair(directory, "client"), timeout=timeout_s)
+    except TimeoutError as error:
+        raise ChannelError(
+            f"The keeper at {connection.host} does not answer (waited {timeout_s:g} s).",
+            "Is a firewall between this host and the nodes? See `%hpc log`, then `%hpc stop`.",
+        ) from error
+    client._ready = True  # noqa: SLF001  # our own class
+    return client
 
 
 _open: WeakSet[Control] = WeakSet()
@@ -252,8 +265,9 @@ def close_all() -> None:
 class Control:
     """The kernel's end of a session's control path."""
 
-    def __init__(self, client: SessionClient) -> None:
-        self.client = client
+    def __init__(self, connect: Callable[[], SessionClient]) -> None:
+        self._connect = connect
+        self.client = connect()
         self._lent = self._closed = False
         _open.add(self)
 
@@ -268,30 +282,15 @@ class Control:
         ChannelError
             The keeper does not answer.
         """
-        require_descriptors()
-        connection = directory.read_record(directory.connection, Connection)
-        if connection is None:
-            raise ChannelError("The session has no connection.json.", "See `%hpc log`.")
-        if not request.server_public:
-            raise NotEncrypted("The session's request.json names no key of its keeper.", "End it with `%hpc stop`.")
-        info = {
-            **connection.client,
-            "interface": f"tcp://{connection.host}",
-            "location": connection.host,
-            "key": load_signing_key(directory).decode(),
-            "curve_serverkey": request.server_public,
-        }
-        try:
-            client = SessionClient(info, load_key_pair(directory, "client"), timeout=timeout_s)
-        except TimeoutError as error:
-            raise ChannelError(
-                f"The keeper at {connection.host} does not answer (waited {timeout_s:g} s).",
-                "Is a firewall between this host and the nodes? See `%hpc log`, then `%hpc stop`.",
-            ) from error
-        client._ready = True  # noqa: SLF001  # our own class
-        control = cls(client)
+        control = cls(lambda: connected(directory, request, timeout_s))
         control.require_encrypted()
         return control
+
+    def revive(self) -> None:
+        """Connect anew if the user has closed the client that he was lent."""
+        if self.client._closed and not self._closed:  # noqa: SLF001
+            self.client = self._connect()
+            self.require_encrypted()
 
     def require_encrypted(self) -> None:
         """Refuse a socket that is not encrypted with the session's keys.
@@ -380,9 +379,9 @@ class Control:
         return max(0.0, time.monotonic() - self.client.heard_s)
 
     @property
-    def warning(self) -> str:
-        """What the keeper warned of last."""
-        return self.client.warning
+    def beat(self) -> Beat:
+        """What the keeper said last, as it stands by now."""
+        return self.client.beat.aged(self.silent_s())
 
     @property
     def name(self) -> str:
@@ -408,8 +407,5 @@ class Control:
         if self._closed:
             return
         self._closed = True
-        self.client.flush()
-        context = self.client._context  # noqa: SLF001
-        self.client.close_presence()
-        self.client.close(linger=LINGER_MS)
-        context.term()
+        if not self.client._closed:  # noqa: SLF001
+            self.client.hang_up()

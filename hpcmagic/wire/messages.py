@@ -28,11 +28,14 @@ JOIN = "hpcmagic_join"  # a connection to a rank's bulk port will come
 STEER = "hpcmagic_steer"  # is a simulation alive here? connections to its desk will come
 RESTART = "hpcmagic_restart"  # these the keeper answers
 DUMP = "hpcmagic_dump"
+KEEP = "hpcmagic_keep"  # the countdown of a session that is idle begins anew
 ABANDON = "hpcmagic_abandon"  # a cell whose ranks wait for ever: it does not keep the session any more
 
 VALUE_LIMIT_NBYTES = 10_000_000  # a larger value stays on its rank and is described
+SMALL_NBYTES = 128 << 10  # values up to this size travel with a rank's reply
 OUTPUT_LIMIT_NBYTES = 1_000_000  # a cell's output beyond this goes to the rank's log only
 FRAME_NBYTES = 256 << 10  # of data in one frame of the bulk channel, at most
+Sources = dict[tuple[str, int], tuple[str, str]]  # of a notebook's functions, by name and line: cell and line, text
 DISPLAY_LIMIT_NBYTES = 50_000_000  # what a rank displays in one cell beyond this is dropped
 
 
@@ -277,6 +280,16 @@ class Apply:
     function: Pickled | None
     items: Pickled
     first: int  # the number of the first item
+    sources: Sources = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call a function; `arguments` are those by place, and those by name."""
+
+    function: Pickled
+    arguments: Pickled
+    sources: Sources = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +301,6 @@ class Offered:
     described: str  # type, shape, size, in words
     cut: Cut | None = None  # None = it was not scattered
     small: Pickled | None = None  # the value itself
-
-
-SMALL_NBYTES = 128 << 10  # values up to this size travel with a rank's reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +347,7 @@ class Stand:
     source: str = ""  # that line
     call: str = ""  # the MPI call that it is in, e.g. "comm.Barrier()"
     mark: str = ""  # two stands with one mark: it has not moved
+    for_s: float = 0.0  # seconds since it began with the request
 
 
 @dataclass(frozen=True, slots=True)

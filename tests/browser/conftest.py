@@ -59,5 +59,6 @@ def notebook(page, lab, front, request):
     assert page.foreign == []
     for one in books:
         assert one.page.get_by_text("Error displaying widget").count() == 0
+        one.choose()
         one.interrupt()
         one.close()

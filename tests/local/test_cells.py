@@ -224,6 +224,19 @@ def test_timeout(session):
     assert session.run("3").same() == 3
 
 
+def test_timeout_counts_from_the_begin(session):
+    """The time that a cell waits behind another does not count; that of the cell itself does."""
+    earlier = session.run("import time; time.sleep(2.5)", block=False)
+    assert session.run("time.sleep(0.5); rank", timeout=1).ranks == (0, 1, 2, 3)
+    assert earlier.state == "done"
+    earlier = session.run("time.sleep(2.5)", block=False)
+    handle = session.run("time.sleep(60)", timeout=1, block=False)
+    assert handle.wait(15)
+    assert (earlier.state, handle.state) == ("done", "interrupted")
+    with pytest.raises(hpcmagic.CellError, match="ran longer than its --timeout of 1 s on ranks 0-3"):
+        handle.result()
+
+
 def test_no_reply_is_lost(session):
     """A thousand cells give a thousand replies: none waits for an event that somebody else has taken."""
     for _ in range(1000):

@@ -11,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 from faults import eventually, soon
+from two_lines import two_lines
 
 import hpcmagic
 from notebooks import shown_by
@@ -172,6 +173,24 @@ def test_timeout_of_a_handle(session):
     handle = session.run("import time; time.sleep(60)", timeout=1, block=False)
     assert handle.wait(15)
     assert handle.state == "interrupted"
+    with pytest.raises(hpcmagic.CellError) as error:
+        handle.result()
+    assert two_lines(error).message.endswith("its --timeout of 1 s on ranks 0-3; it was interrupted.")
+
+
+def test_display_that_is_final(home):
+    """In a notebook that nobody sits at a handle's display ends with how its cell ended, or says that it may be old."""
+    _, shown, *_, left = shown_by(
+        home,
+        "%load_ext hpcmagic",
+        "%%remote -a --nodes 2 -o quick\nimport time; time.sleep(1)\nrank * 10",
+        "quick",
+        "quick.result()",
+        "%%remote -a\ntime.sleep(600)",
+    )
+    assert shown.strip().endswith("\ncell 2: done\n[0] 0\n[1] 10")
+    assert "running on 2 ranks" in left
+    assert left.strip().endswith("(when this was shown last)")
 
 
 # ---- every cell of the session

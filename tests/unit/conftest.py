@@ -21,6 +21,20 @@ hypothesis.settings.load_profile("unit")
 OF_THE_USER = ("HPCMAGIC_", "SBATCH_", "SLURM_", "DASK_", "JPY_", "JUPYTERHUB_")
 
 
+SAYS = {
+    "scontrol -o show partition": (
+        "PartitionName=debug Default=YES TotalNodes=4 TRES=cpu=16,mem=20000M,node=4,gres/gpu=8 "
+        "TRESBillingWeights=CPU=1.0,GRES/gpu=8.0"
+    ),
+    "scontrol show config": "AccountingStorageType = accounting_storage/slurmdbd\nSelectType = select/cons_tres",
+    "sacctmgr -n -P show qos": "normal|1.000000\nhalf|0.500000\nfree|0.000000",
+    "sacctmgr -n -P show user": "lab|lab|normal|normal,half,free",
+    "scontrol -o show assoc_mgr flags=assoc": (
+        "Account=lab UserName= ParentAccount= GrpTRESMins=cpu=N(0),billing=5000(4000) GrpTRESRunMins=billing=N(100)"
+    ),
+}
+
+
 @pytest.fixture(autouse=True)
 def empty_house(tmp_path, monkeypatch):
     """Let every test begin without profiles, sessions or variables of the user's."""
@@ -32,6 +46,8 @@ def empty_house(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(profiles, "SITE_FILE", tmp_path / "site.toml")
     monkeypatch.setattr(charges, "BOOKS", charges.Books(lambda _command: None))  # SLURM tells nothing of prices
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(slurm, "POLL", slurm.shared_poll())  # what other tests have asked is not known here
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +150,17 @@ def notebook(tmp_path, monkeypatch):
     monkeypatch.setattr(frontend, "shell", lambda: None)
     monkeypatch.setenv("JPY_SESSION_NAME", str(path))
     return path
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """What SLURM says, by the beginning of a command."""
+    answers = dict(SAYS)
+
+    def ask(command):
+        line = " ".join(command)
+        said = next((said for begin, said in answers.items() if line.startswith(begin)), None)
+        return None if said is None else said.splitlines()
+
+    monkeypatch.setattr(charges, "BOOKS", charges.Books(ask, wait_s=10.0))
+    return answers

@@ -7,6 +7,7 @@ import pytest
 from hpcmagic.cost import Tariff
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch import charges
+from hpcmagic.launch.board import Board
 from hpcmagic.launch.charges import NO_FACTOR, Accounted, Balance, Books
 from hpcmagic.launch.expected import asked_tres
 from hpcmagic.profiles import Resources
@@ -320,6 +321,63 @@ def test_default_account(site, books):
     assert [one.whose for one in books.balances("")] == ["account lab"]
     site.says["sacctmgr -n -P show user"] = None
     assert Books(site, wait_s=10.0).balances("") == []
+
+
+@pytest.fixture
+def kernels(site, tmp_path):
+    """Two kernels of one user, on a clock of the test's."""
+    clock = FakeClock()
+    site.says["scontrol -o show assoc_mgr flags=assoc"] = associations(lab=("", limited("50(0)"), NO_LIMIT))
+    folder = tmp_path / "hpcmagic" / "login1"
+    made = [Books(site, clock=clock, wait_s=10.0, board=Board(folder, clock=clock, boot="b")) for _ in range(2)]
+    return made, clock, folder
+
+
+def settled(books):
+    """Wait for what is asked just now."""
+    for thread in list(books._asking.values()):
+        thread.join(10)
+
+
+def test_balances_shared(site, kernels):
+    """One kernel asks for the balance every two minutes, for all that show it."""
+    (first, second), clock, _ = kernels
+    assert first.balances("lab") == second.balances("lab") == [Balance("account lab", "billing", 50, 0, 65)]
+    assert len(site.asked) == 2  # the account's, and the QOS's
+    for _ in range(119):
+        clock.advance(1)
+        first.balances("lab")
+        second.balances("lab")
+    assert len(site.asked) == 2
+    clock.advance(2)
+    for books in (first, second):
+        books.balances("lab")
+        settled(books)
+    assert len(site.asked) == 4
+
+
+def test_balance_for_a_buyer(site, kernels):
+    """Who is about to buy gets a balance that is no older than half a minute, whoever has asked for it."""
+    (first, second), clock, _ = kernels
+    first.balances("lab")
+    clock.advance(29)
+    second.balances("lab", wait_s=8.0)
+    assert len(site.asked) == 2
+    clock.advance(31)
+    site.says["scontrol -o show assoc_mgr flags=assoc"] = associations(lab=("", limited("50(49)"), NO_LIMIT))
+    assert [one.left for one in second.balances("lab", wait_s=8.0)] == [1]
+    assert len(site.asked) == 4
+
+
+@pytest.mark.parametrize("value", ["null", "7", "[7]", '[{"whose": "x"}]', '[{"whose": 1, "limit": "x"}]'])
+def test_damaged_balance(site, kernels, value):
+    """What makes no sense on the board is asked for anew."""
+    (first, second), _, folder = kernels
+    first.balances("lab")
+    (note,) = folder.iterdir()
+    note.write_text('{"boot": "b", "at_s": 0, "value": ' + value + "}")
+    assert [one.left for one in second.balances("lab")] == [50]
+    assert len(site.asked) == 4
 
 
 # ---- how often, and how long

@@ -93,6 +93,7 @@ def session(tab, monkeypatch):
         ("%hpc stop --", ["--orphans"]),
         ("%steer ", ["pause", "step", "resume", "stop"]),
         ("%steer --te", ["--text"]),
+        ("%meter ", ["on", "off"]),
         ("y = %pull --ra", ["--ranks"]),
         ("%pull ", []),
         ("%time --", []),

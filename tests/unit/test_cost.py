@@ -2,6 +2,7 @@
 
 import doctest
 import sys
+from dataclasses import replace
 
 import pytest
 from two_lines import two_lines
@@ -195,3 +196,24 @@ def test_quote_survives_the_directory(tmp_path):
                                "€", ("the QOS's factor",))):  # fmt: skip
         directory.write_record(directory.quote, quote)
         assert directory.read_record(directory.quote, Quote) == quote
+
+
+# ---- a QOS whose factor changes under way
+
+
+def test_factor_changes():
+    """Each part of a run is charged by the factor that it had; the rate, and what is still to come, by the last."""
+    quote = replace(QUOTE, usage_factor=0.5, changes=((600.0, 1.0), (1200.0, 0.0), (1800.0, 3.0)))
+    assert quote.cost(600.0).spent == pytest.approx(50.0)
+    assert quote.cost(900.0).spent == pytest.approx(100.0)
+    assert quote.cost(1800.0).spent == pytest.approx(150.0)
+    cost = quote.cost(2400.0)
+    assert cost.spent == pytest.approx(450.0)
+    assert cost.rate_per_hour == pytest.approx(1800.0)
+    assert cost.ceiling == pytest.approx(450.0 + 600.0)
+    assert quote.cost(2400.0, confirmed_minutes=440.0).spent == 440.0
+
+
+def test_no_change_is_as_before():
+    """Without a change the parts are one."""
+    assert QUOTE.minutes(90.0, QUOTE.tres) == pytest.approx(QUOTE.tariff.rate(QUOTE.tres) * 1.5)

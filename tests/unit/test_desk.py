@@ -190,8 +190,8 @@ def test_interrupted_check(desk):
 def test_replayed(desk):
     """A log that is applied again makes its changes first, and is written down again; no name is a stop."""
     tell(desk, "set", 1, a=3)
-    assert desk.take(4, [("a", 2.0), ("zz", 7)]) == Batch((("a", 2.0), ("zz", 7), ("a", 3.0)))
-    assert desk.take(5, [("", None)]).stop
+    assert desk.take(4, [("a", 2.0, ""), ("zz", 7, "")]) == Batch((("a", 2.0), ("zz", 7), ("a", 3.0)))
+    assert desk.take(5, [("", None, "")]).stop
     assert [(event.command, event.user, event.verb) for event in look(desk).events] == [
         (0, "replay", "set"),
         (1, "me", "set"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpcmagic import errors, rendezvous
-from hpcmagic.launch import offers, slurm
-from hpcmagic.notebook import causes, following, session, waiting
+from hpcmagic.launch import base, charges, offers, poll, slurm
+from hpcmagic.notebook import causes, session, waiting
 from hpcmagic.notebook.options import names_parser, remote_parser
 from hpcmagic.profiles import FILE_KEYS
 
@@ -126,8 +126,12 @@ def test_operators_figures():
         at_s += step_s
     for said in (
         f"{asked} times in the first minute, then every {longest_s:g} s",
-        f"every {following.ASK_S:g} s; every {session.SILENT_ASK_S:g} s while",
-        f"is {3600 / following.ASK_S:g} `squeue`",
+        f"of that job alone every {session.SILENT_ASK_S:g} s while",
+        f"asked in the last {base.FRESH_S:g} s",
+        f"every {poll.PACE_S[0]:g} s after a job's state, reason or nodes",
+        f"every {poll.PACE_S[1]:g} s at last",
+        f"is {3600 / poll.PACE_S[0]:g} `squeue` at most, and about {3600 / poll.PACE_S[1]:g} while",
+        {120.0: "at most every two minutes for all"}[charges.BALANCE_SHOWN_S],
         f"repeated for {causes.SETTLE_S:g} s at most",
         f"once in {offers.ASK_AGAIN_S / 60:g} minutes",
         f"after {slurm.QUERY_TIMEOUT_S:g} s ({slurm.COMMAND_TIMEOUT_S:g} s where it starts",

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from hpcmagic import profiles
-from hpcmagic.notebook import doctor
+from hpcmagic.notebook import doctor, quota
 from hpcmagic.notebook.doctor import Check, Report, examine
 from hpcmagic.profiles import Resources
 from hpcmagic.rendezvous import KeeperState, SessionDirectory
@@ -114,6 +114,70 @@ def test_place(said):
     root.chmod(0o700)
     assert by_name(examine())["session_dir"].state == "good"
     assert list(root.iterdir()) == []
+
+
+@pytest.fixture
+def quotas(tmp_path, monkeypatch):
+    """Let `quota` or `lfs` be there and say something: ``quotas(quota="…")``; the files lie on /dev/sda1."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (tmp_path / "mounts").write_text(f"/dev/root / ext4 rw 0 0\n/dev/sda1 {tmp_path} ext4 rw 0 0\n")
+    monkeypatch.setattr(quota, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setenv("PATH", str(folder))
+
+    def say(**commands):
+        for name, text in commands.items():
+            (folder / f"{name}.txt").write_text(text)
+            (folder / name).write_text(
+                f'#!/bin/sh\nwhile IFS= read -r line; do echo "$line"; done <{folder}/{name}.txt\nexit 1\n'
+            )
+            (folder / name).chmod(0o755)
+
+    return say
+
+
+QUOTA = """\
+Disk quotas for user ada (uid 1000):
+     Filesystem  blocks   quota   limit   grace   files   quota   limit   grace
+      /dev/root  999999       0       0             100       0       0
+      /dev/sda1 {used}  900000 1000000   6days     100       0       0
+"""
+
+
+@pytest.mark.parametrize(
+    ("commands", "left"),
+    [
+        ({}, -1),
+        ({"quota": QUOTA.format(used="400000")}, 600_000 << 10),
+        ({"quota": QUOTA.format(used="990000*")}, 10_000 << 10),
+        ({"quota": QUOTA.format(used="2000000*")}, 0),
+        ({"quota": "Disk quotas for user ada (uid 1000): none\n"}, -1),
+        ({"quota": ""}, -1),
+        ({"lfs": "     PATH  500  0  2048  -  5  0  0  -\n"}, 1548 << 10),
+        ({"lfs": "     PATH\n    [500]*  1024  0  -  5  0  0  -\n"}, 524 << 10),
+        ({"lfs": "     PATH  500  0  0  -  5  0  0  -\n"}, -1),
+        ({"lfs": "PATH is not a Lustre file system\n", "quota": QUOTA.format(used="0")}, 1_000_000 << 10),
+    ],
+)
+def test_quota(tmp_path, quotas, commands, left):
+    """What is left of a quota is read from what `quota` or `lfs` says; without a limit, or a command, nothing is."""
+    quotas(**{name: text.replace("PATH", str(tmp_path)) for name, text in commands.items()})
+    assert quota.left_nbytes(tmp_path) == left
+
+
+def test_place_and_quota(said, quotas, tmp_path, monkeypatch):
+    """A quota that is nearly used up is to mend, be the disk as empty as it may; one with room is told of."""
+    said.update(SLURM)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    quotas(quota=QUOTA.format(used="990000*"))
+    found = by_name(examine())["session_dir"]
+    assert (found.state, found.mend) == ("bad", doctor.MORE_ROOM)
+    assert found.said.endswith(": only 10 MB left of your quota")
+    quotas(quota=QUOTA.format(used="400000"))
+    Resources().directory.mkdir(parents=True, mode=0o700)
+    found = by_name(examine())["session_dir"]
+    assert found.state == "good"
+    assert "614 MB left of your quota" in found.said
 
 
 def test_disk(monkeypatch, tmp_path):

@@ -20,6 +20,7 @@ TREE = {
     "Tampered": errors.ChannelError,
     "DataError": errors.HpcMagicError,
     "SteerError": errors.HpcMagicError,
+    "BudgetSpent": errors.HpcMagicError,
     "CellError": errors.HpcMagicError,
     "RankError": errors.CellError,
     "StillRunning": errors.CellError,

@@ -7,17 +7,18 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from two_lines import two_lines
 
 from hpcmagic.errors import CellError, LaunchError, RankError, SessionEnded, StillRunning
 from hpcmagic.keeper.journal import Journal
-from hpcmagic.notebook import cell_list, glance, handles
+from hpcmagic.notebook import cell_list, glance, handles, timeout
 from hpcmagic.notebook.cell_list import Cells, OwnCells, all_cells, from_journal
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.pickling import pickle_for_ranks
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.testing import FakeClock
 from hpcmagic.wire.history import append_record, cell_path, cell_paths
-from hpcmagic.wire.messages import Frame, Output, Raised, Reply, RunCell, to_frames
+from hpcmagic.wire.messages import Frame, Output, Raised, Reply, RunCell, Stand, to_frames
 from hpcmagic.wire.pending import Pending
 
 WAITS_S = 10.0
@@ -34,6 +35,11 @@ class Holder:
         self.ended = ""
         self.asked = []
         self.last_error = None
+        self.path = SimpleNamespace(stands=lambda *_: {})
+
+    def control_path(self):
+        """The way to the ranks."""
+        return self.path
 
     def interrupt(self, cell):
         """Note that ranks were asked to give up."""
@@ -430,14 +436,74 @@ def test_cancel(sent, session):
     assert session.asked == ["c0ffee"]
 
 
-def test_cancel_after(sent, session):
-    """A cell that runs longer than it may is interrupted."""
+def test_cancel_after(session):
+    """A cell that runs longer than it may is interrupted, and says so itself, with the time that it had."""
     interrupted = threading.Event()
     session.interrupt = lambda _: interrupted.set()
-    on_its_way = sent(ranks=(0,))
+    on_its_way = Wire(session, (0, 1))
+    cell = on_its_way.cell
+    cell.cancel_after(0.01)
+    assert interrupted.wait(WAITS_S)
+    on_its_way.answer(gave(0, 7))
+    on_its_way.answer(failed(1, "KeyboardInterrupt", ""))
+    with pytest.raises(CellError) as error:
+        cell.result()
+    assert two_lines(error).message == (
+        "The cell ran longer than its --timeout of 0.01 s on ranks 0-1; it was interrupted."
+    )
+    assert (cell.state, cell.how_it_goes()) == ("interrupted", "interrupted by its --timeout of 0.01 s")
+    assert "--timeout of 0.01 s" in glance.as_text(cell)
+    assert str(cell.exception()) == str(error.value)
+
+
+def test_error_of_its_own_after_the_alarm(session):
+    """What a cell raises besides, though it was interrupted, is told as ever."""
+    interrupted = threading.Event()
+    session.interrupt = lambda _: interrupted.set()
+    on_its_way = Wire(session, (0,))
     on_its_way.cell.cancel_after(0.01)
     assert interrupted.wait(WAITS_S)
-    on_its_way.answer(gave(0))
+    on_its_way.answer(failed(0))
+    with pytest.raises(RankError, match="ValueError"):
+        on_its_way.cell.result()
+
+
+@pytest.mark.parametrize(
+    ("stands", "left_s"),
+    [
+        ({}, 0.0),  # C code holds all interpreters
+        ({0: ("own", 5.0), 1: ("own", 6.0)}, 4.0),
+        ({0: ("own", 3.0), 1: ("other", 99.0)}, 7.0),
+        ({0: ("own", 12.0), 1: ("other", 1.0)}, 0.0),
+        ({0: ("other", 99.0), 1: ("other", 99.0)}, 10.0),
+        ({0: ("", 99.0), 1: ("other", 1.0)}, 10.0),
+        ({1: ("own", 10.0)}, 0.0),
+    ],
+)
+def test_time_limit(session, stands, left_s):
+    """A time limit counts from where a rank begins the cell; while all wait behind another it does not count at all."""
+    cell = Wire(session, (0, 1)).cell
+    told = {rank: Stand(rank, request, for_s=for_s) for rank, (request, for_s) in stands.items()}
+    session.path = SimpleNamespace(stands=lambda *_: told, runs=lambda _, stand: stand.request == "own")
+    assert timeout.left_s(cell, 10.0) == left_s
+
+
+def test_alarm_set_again(session, monkeypatch):
+    """An alarm that rings while the cell waits for its turn is set again, and interrupts nothing."""
+    set_to = []
+    monkeypatch.setattr(timeout.Alarm, "_set", lambda _, in_s: set_to.append(in_s))
+    cell = Wire(session, (0,)).cell
+    told = {0: Stand(0, "other", for_s=99.0)}
+    session.path = SimpleNamespace(stands=lambda *_: told, runs=lambda _, stand: stand.request == "own")
+    cell.cancel_after(7)
+    cell._alarm.ring()
+    told[0] = Stand(0, "own", for_s=6.9)
+    cell._alarm.ring()
+    assert set_to == [7, 7, timeout.LOOK_S]
+    assert session.asked == []
+    told[0] = Stand(0, "own", for_s=7.1)
+    cell._alarm.ring()
+    assert session.asked == ["c0ffee"]
 
 
 def test_not_cancelled_after(session, monkeypatch):
@@ -455,7 +521,7 @@ def test_not_cancelled_after(session, monkeypatch):
         def cancel(self):
             self.state = "cancelled"
 
-    monkeypatch.setattr(handles.threading, "Timer", Timer)
+    monkeypatch.setattr(timeout.threading, "Timer", Timer)
     on_its_way = Wire(session, (0,))
     on_its_way.cell.cancel_after(7)
     assert [(timer.seconds, timer.state) for timer in timers] == [(7, "started")]
@@ -471,7 +537,9 @@ def test_session_gone_when_the_alarm_rings(session):
         raise SessionEnded("gone")
 
     session.interrupt = interrupt
-    cell._cancel_quietly()
+    cell.cancel_after(WAITS_S)
+    cell._alarm.ring()
+    cell.lose()
 
 
 def test_callback(session):

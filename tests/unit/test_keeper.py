@@ -10,9 +10,9 @@ import pytest
 
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.keeper import ranks
-from hpcmagic.keeper.__main__ import listen_address, status_words
+from hpcmagic.keeper.__main__ import OWN_LIMITS, listen_address, status_words
 from hpcmagic.keeper.ranks import expected_nodes, hosts, mpi_plugins, rank_environment, starters
-from hpcmagic.keeper.watch import Hold, Watch
+from hpcmagic.keeper.watch import Allowance, Hold, Idle, Watch
 from hpcmagic.rendezvous import KEEPER_GONE, NO_MPI, WRONG_WORLD, Request, SessionDirectory
 from hpcmagic.testing import FakeClock
 
@@ -381,3 +381,81 @@ def test_interface_not_there(monkeypatch):
     for interface in ("ib0", "ib7"):
         with pytest.raises(HpcMagicError, match=interface):
             listen_address(request(interface=interface))
+
+
+# ---- when a session ends because nothing is done in it, or its budget is spent
+
+
+class Idling:
+    """A count of idle time with a clock beside it."""
+
+    def __init__(self, limit_s):
+        self.clock = FakeClock(500.0)
+        self.idle = Idle(limit_s, self.clock())
+
+    def after(self, seconds, *, busy=False):
+        """Let time pass, then say whether a cell runs; give the cause of the end, if it is one."""
+        self.clock.advance(seconds)
+        self.idle.note(self.clock(), busy=busy)
+        return self.idle.cause(self.clock())
+
+
+def test_idle_limit():
+    """A session in which no cell runs ends at its limit, counted from the last cell's end."""
+    watched = Idling(600)
+    assert watched.after(599) == ""
+    assert watched.after(0.5, busy=True) == ""
+    assert watched.after(5000, busy=True) == ""
+    assert watched.after(1) == ""
+    assert watched.after(599) == ""
+    assert watched.after(1) == "no cell ran for 10 min (idle_limit)"
+
+
+def test_no_idle_limit():
+    """Without a limit no idle session ends, nor is anything counted down."""
+    watched = Idling(0)
+    assert watched.after(1e9) == ""
+    assert watched.idle.left_s(watched.clock()) is None
+
+
+def test_idle_time_adds_up():
+    """Pauses add up, cells do not; the count goes on within a pause."""
+    watched = Idling(0)
+    for pause, cell in ((10, 3), (20, 500), (0.25, 1)):
+        watched.after(pause, busy=True)
+        watched.after(cell)
+    watched.clock.advance(7)
+    assert watched.idle.total_s(watched.clock()) == pytest.approx(37.25)
+
+
+def test_kept():
+    """Who keeps a session has its countdown begin anew; what was idle stays counted."""
+    watched = Idling(600)
+    watched.after(590)
+    assert watched.idle.left_s(watched.clock()) == 10
+    watched.idle.keep(watched.clock())
+    assert watched.after(599) == ""
+    assert watched.idle.left_s(watched.clock()) == 1
+    assert watched.after(1) != ""
+    assert watched.idle.total_s(watched.clock()) == 1190
+
+
+def test_allowance():
+    """A job is warned at four fifths of its budget, and ends with it."""
+    allowance = Allowance(1000.0, 800.0, "20 core-hours")
+    assert (allowance.left_s(799.0), allowance.warning(799.0), allowance.cause(799.0)) == (201.0, "", "")
+    assert "four fifths of its budget of 20 core-hours" in allowance.warning(800.0)
+    assert allowance.cause(999.9) == ""
+    assert allowance.cause(1000.0) == "its budget of 20 core-hours is spent (%budget)"
+
+
+def test_no_allowance():
+    """Without a budget nothing is warned of, and nothing ends."""
+    allowance = Allowance()
+    assert (allowance.left_s(1e9), allowance.warning(1e9), allowance.cause(1e9)) == (None, "", "")
+
+
+def test_own_limits_are_no_failure():
+    """A session that ends by a limit of its own has not failed: the batch system is told so."""
+    causes = [Watched(1).after(1), Idling(1).after(1), Allowance(1.0, 0.0, "1").cause(1.0)]
+    assert all(cause.endswith(OWN_LIMITS) for cause in causes)

@@ -1,20 +1,26 @@
 """A function over a sequence: each item once, results in order, whichever rank is how fast, and whatever goes wrong."""
 
+import functools
+import linecache
 import math
+import pickle
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from two_lines import two_lines
 
-from hpcmagic.engine.tracebacks import raised_by
+from hpcmagic.engine import tracebacks
+from hpcmagic.engine.tracebacks import know, raised_by
 from hpcmagic.engine.transfers import FUNCTIONS_KEPT, Transfers
 from hpcmagic.errors import CellError, DataError, RankError, SessionEnded
-from hpcmagic.notebook import mapping, output
+from hpcmagic.notebook import frontend, mapping, output
 from hpcmagic.notebook.mapping import AHEAD, PARTS_A_RANK, Mapped
-from hpcmagic.wire.messages import Apply, Output, Pickled, Reply, from_frames, to_frames
+from hpcmagic.notebook.pickling import sources_of
+from hpcmagic.wire.messages import Apply, Frame, Output, Pickled, Reply, from_frames, to_frames
 from hpcmagic.wire.pending import Pending
 
 
@@ -55,6 +61,7 @@ class Ranks:
         """What a rank answers."""
         if self.transfers[rank].lacks(message):
             return Reply(rank, lacks_function=True)
+        know(message.sources)
         outputs = (Output("stdout", f"rank {rank} at {message.first}\n"),) if self.prints else ()
         try:
             value = Pickled.of(self.transfers[rank].apply(message))
@@ -256,6 +263,35 @@ def test_function_that_cannot_be_pickled():
     assert ranks.asked == []
 
 
+@pytest.mark.parametrize(
+    ("function", "items", "said"),
+    [
+        (squared, 5, "a int is none"),
+        (squared, None, "a NoneType is none"),
+        (5, [1], "a int to call"),
+        ("f", [1], "a str to call"),
+    ],
+)
+def test_what_is_no_map(function, items, said):
+    """What cannot be called, or gone through, is refused before any rank is asked."""
+    ranks = Ranks()
+    with pytest.raises(DataError) as error:
+        mapped(function, items, ranks)
+    assert said in two_lines(error).message
+    assert ranks.asked == []
+
+
+def test_items_that_break():
+    """What the user's own sequence raises, a TypeError too, is his to see."""
+
+    def items():
+        yield 1
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        mapped(squared, items())
+
+
 def test_item_that_cannot_be_pickled():
     """So is an item, wherever it stands."""
     ranks = Ranks()
@@ -291,6 +327,41 @@ def test_error_names_the_item(number):
     left = [pending for waiting in ranks.waiting.values() for pending, _ in waiting]
     assert set(ranks.withdrawn) == set(left)
     assert len(ranks.withdrawn) == len(left)
+
+
+def test_error_shows_the_line(monkeypatch):
+    """Of a function of the notebook's the traceback shows the cell, its lines, and what it calls there."""
+    monkeypatch.setattr(linecache, "cache", dict(linecache.cache))
+    name, text = "/tmp/ipykernel_1/42.py", "def inner(n):\n    return 1 / n\n\ndef outer(n):\n    return inner(n)\n"
+    names = {}
+    exec(compile(text, name, "exec"), names)  # noqa: S102
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    compiler = SimpleNamespace(format_code_name=lambda filename: ("Cell", "In[7]") if filename == name else None)
+    monkeypatch.setattr(frontend, "shell", lambda: SimpleNamespace(compile=compiler))
+    sources = sources_of(names["outer"])
+    assert sources["outer", 5] == ("cell 7, line 5", "return inner(n)")
+    assert sources["inner", 2] == ("cell 7, line 2", "return 1 / n")
+    assert sources_of(functools.partial(names["outer"], 3)) == sources
+    assert sources_of(math.sqrt) == sources_of(squared) == {}
+    tracebacks.know(sources)
+    with pytest.raises(ZeroDivisionError) as error:
+        pickle.loads(cloudpickle.dumps(names["outer"]))(0)
+    assert raised_by(error.value).frames[-2:] == (
+        Frame("cell 7, line 5", "outer", "return inner(n)"),
+        Frame("cell 7, line 2", "inner", "return 1 / n"),
+    )
+    ranks = Ranks(1)
+    mapped(names["outer"], range(1, 40), ranks)
+    assert [bool(message.sources) for _, message in ranks.asked] == [True, *[False] * (len(ranks.asked) - 1)]
+
+
+def test_lines_kept():
+    """A rank keeps the lines that it was told of last."""
+    for number in range(tracebacks.LINES_KEPT + 5):
+        tracebacks.know({("f", number): (f"cell {number}", "x")})
+    assert len(tracebacks._lines) == tracebacks.LINES_KEPT
+    assert ("f", 4) not in tracebacks._lines
+    tracebacks._lines.clear()
 
 
 def test_error_of_others_in_its_text():

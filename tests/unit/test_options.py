@@ -81,7 +81,8 @@ def test_resource_options():
     """Each option that asks for resources arrives under the name that a profile has for it."""
     line = (
         "--nodes 4 --ntasks 8 --ntasks-per-node 2 --cpus-per-task 3 --mem 16G --gpus-per-node 1 --time 1:00:00 "
-        "--partition p --account a --qos q --constraint c --profile f --launcher slurm --no-client-limit off"
+        "--partition p --account a --qos q --constraint c --profile f --launcher slurm --no-client-limit off "
+        "--idle-limit 30"
     )
     options, _ = parsed(line)
     assert set(options) == set(RESOURCE_NAMES)

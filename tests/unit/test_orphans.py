@@ -49,7 +49,11 @@ def processes(monkeypatch):
 def queue(said, processes):
     """SLURM's queue, with the rows that the test puts in; nothing runs here."""
     rows = []
-    said["squeue"] = lambda _: "".join(f"{row}\n" for row in rows)
+
+    def line(job, word, elapsed):
+        return f"{job}|{word}|None|N/A|{elapsed}|1:00:00||x\n"
+
+    said["squeue"] = lambda _: "".join(line(*row.split("|")) for row in rows)
     return rows
 
 
@@ -151,7 +155,7 @@ def test_job_without_a_session(queue, said):
     queue.append("17|RUNNING|1:02:03")
     said["scancel"] = ""
     (found,) = orphans()
-    assert found.what == "job 17, running, for 1:02:03"
+    assert found.what == "job 17, running, for 1 h 2 min"
     assert ["scancel", "17"] not in [command for command, _ in said["asked"]]
     found.end()
     assert ["scancel", "17"] in [command for command, _ in said["asked"]]
@@ -162,6 +166,12 @@ def test_jobs_of_sessions(desk, queue):
     held = desk.cell(nodes=1)
     queue += [f"{held.job.job_id}|PENDING|0:00", "18|PENDING|0:00", "19|RUNNING|0:01"]
     assert [found.what.split(",")[0] for found in orphans()] == ["job 18", "job 19"]
+
+
+def test_job_that_has_just_ended(queue):
+    """A job that is over is nobody's orphan, though the queue still tells of it."""
+    queue += ["17|CANCELLED|0:05", "18|COMPLETING|0:05"]
+    assert orphans() == []
 
 
 def test_each_ends_its_own(queue, said):

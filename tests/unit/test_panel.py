@@ -17,6 +17,7 @@ from hpcmagic.notebook.pages import ON_THEIR_WAY, SILENT_S, SLOW_MOST, SLOW_S, M
 from hpcmagic.notebook.panel import Panel, page_code, value_from
 from hpcmagic.notebook.snapshot import bundle
 from hpcmagic.notebook.steer_line import HELP, settings
+from hpcmagic.notebook.widgets import can_be_shown
 from hpcmagic.wire.looks import Event, News, Param, Picture, Pulse
 
 SOON_S = 20.0
@@ -394,7 +395,7 @@ def test_no_pillow(mirror, monkeypatch):
 def test_no_anywidget(monkeypatch):
     """Without anywidget the panel says how to get it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not panels.can_be_shown()
+    assert not can_be_shown()
     with pytest.raises(ProfileError) as error:
         panels.show(None)
     assert "anywidget" in two_lines(error).message

@@ -9,6 +9,7 @@ from two_lines import two_lines
 
 from hpcmagic import profiles
 from hpcmagic.errors import ProfileError
+from hpcmagic.forms import DURATIONS
 from hpcmagic.profiles import CHECKS, KEYS, Resources, read_file, resolve, user_file, walltime_s
 
 
@@ -103,10 +104,10 @@ def test_every_key_from_everywhere(key, user):
     """Every key may stand in a file, in the environment and among the options, and means the same."""
     value = {
         "launcher": "local", "session_dir": "/scratch/s", "mem": "2G", "time": "20", "mpi": "pmix",
-        "no_client_limit": "30", "start_timeout": "30", "python": "/opt/python", "cost_unit": "SBU", "currency": "€",
+        "no_client_limit": "30", "idle_limit": "30", "start_timeout": "30", "python": "/opt/python", "cost_unit": "SBU", "currency": "€",
     }.get(key, "2")  # fmt: skip
     user(f'[profiles.p]\n{key} = "{value}"\n')
-    field = {"no_client_limit": "no_client_limit_s", "start_timeout": "start_timeout_s"}.get(key, key)
+    field = f"{key}_s" if key in DURATIONS else key
     values = {
         getattr(resolve({key: value}, {}), field),
         getattr(resolve({}, {f"HPCMAGIC_{key.upper()}": value}), field),
@@ -118,9 +119,9 @@ def test_every_key_from_everywhere(key, user):
 
 def test_every_key_checked():
     """No value of a request is without a check of its form, and no check is without a value."""
-    set_by_code = {"profile", "origins", "no_client_limit_s", "start_timeout_s"}
+    set_by_code = {"profile", "origins", *(f"{key}_s" for key in DURATIONS)}
     named = {field.name for field in fields(Resources)} - set_by_code
-    assert set(CHECKS) == named | {"ntasks", "no_client_limit", "start_timeout"}
+    assert set(CHECKS) == named | {"ntasks", *DURATIONS}
     assert set(CHECKS) == {*KEYS, "allow_groups"}
 
 
@@ -296,6 +297,7 @@ MALFORMED = {
     "launcher": ["", "pbs", "SLURM", "slurm\n", 1, []],
     "session_dir": ["", "state", "./state", "a\n/b", "/a\nb", "/a\0b", 1, True, []],
     "no_client_limit": ["never", "-1", "on", "1h", "", True, False, ["20"], "20\n"],
+    "idle_limit": ["never", "-1", "1h", "", True, ["20"]],
     "start_timeout": ["soon", "-1", "1h", "", True, ["20"]],
     "python": ["/opt/py\nthon", "/opt/py\0thon", True, [], {}],
     "env": [["A-B"], ["A B"], ["A=1"], ["A\nB"], ["1A"], "A;B", [""], [1.5], {"A": 1}, 3],

@@ -12,7 +12,7 @@ from two_lines import two_lines
 
 import hpcmagic
 from hpcmagic import rendezvous
-from hpcmagic.cost import Cost
+from hpcmagic.cost import Cost, Quote
 from hpcmagic.errors import DataError, ProfileError
 from hpcmagic.launch import charges
 from hpcmagic.launch.base import JobState
@@ -26,33 +26,6 @@ from hpcmagic.profiles import resolve, user_file
 from hpcmagic.rendezvous import KeeperState
 from hpcmagic.testing import FakeClock
 from hpcmagic.wire.history import append_record, cell_path
-
-SAYS = {
-    "scontrol -o show partition": (
-        "PartitionName=debug Default=YES TotalNodes=4 TRES=cpu=16,mem=20000M,node=4,gres/gpu=8 "
-        "TRESBillingWeights=CPU=1.0,GRES/gpu=8.0"
-    ),
-    "scontrol show config": "AccountingStorageType = accounting_storage/slurmdbd\nSelectType = select/cons_tres",
-    "sacctmgr -n -P show qos": "normal|1.000000\nhalf|0.500000\nfree|0.000000",
-    "sacctmgr -n -P show user": "lab|lab|normal|normal,half,free",
-    "scontrol -o show assoc_mgr flags=assoc": (
-        "Account=lab UserName= ParentAccount= GrpTRESMins=cpu=N(0),billing=5000(4000) GrpTRESRunMins=billing=N(100)"
-    ),
-}
-
-
-@pytest.fixture
-def says(monkeypatch):
-    """What SLURM says, by the beginning of a command."""
-    answers = dict(SAYS)
-
-    def ask(command):
-        line = " ".join(command)
-        said = next((said for begin, said in answers.items() if line.startswith(begin)), None)
-        return None if said is None else said.splitlines()
-
-    monkeypatch.setattr(charges, "BOOKS", Books(ask, wait_s=10.0))
-    return answers
 
 
 def profile(text):
@@ -300,9 +273,8 @@ def test_damaged_quote(desk, says, monkeypatch):
 
 def test_status_here(laptop, monkeypatch):
     """On this machine core-hours are counted: CPUs and time."""
-    held = laptop.cell(nodes=2, cpus_per_task=3)
-    held.directory.write_record(held.directory.job, replace(held.job, submitted=time.time() - 1800))
-    laptop.launcher.jobs["1"] = JobState("running", "RUNNING")
+    laptop.cell(nodes=2, cpus_per_task=3)
+    laptop.launcher.jobs["1"] = JobState("running", "RUNNING", elapsed_s=1800.0)
     (status,) = sessions()
     assert status.cost.unit == "core-hours"
     assert status.cost.spent == pytest.approx(3.0, rel=0.01)
@@ -331,7 +303,7 @@ def test_prices_as_when_bought(desk, says, monkeypatch):
     """A session is charged by the weights that it was bought at; a job that went elsewhere, by those there."""
     running(desk, says)
     quote = spending.quote_of(desk.waited[0].directory, desk.waited[0].request)
-    says["scontrol -o show partition"] = SAYS["scontrol -o show partition"].replace("CPU=1.0", "CPU=9.0")
+    says["scontrol -o show partition"] = says["scontrol -o show partition"].replace("CPU=1.0", "CPU=9.0")
     forget(monkeypatch)
     told = Accounted("1", "COMPLETED", 60.0, {"cpu": 2.0}, "debug", "normal", "lab", "")
     assert spending.charged_minutes(told, quote) == 2
@@ -434,7 +406,7 @@ def test_bill(desk, says, monkeypatch):
     write_cell(held.directory.cells, 1, time.time() - 400, [0], {0: 150.0})
     (entry,) = bill("demo")
     assert entry == Entry("demo", "1", "starting", "lab", 600.0, pytest.approx(450, abs=1), 60.0, None,
-                          pytest.approx(45, abs=0.1), "billing-minutes")  # fmt: skip
+                          pytest.approx(45, abs=0.1), "billing-minutes", ceiling=360.0)  # fmt: skip
     desk.launcher.jobs["1"] = JobState("ended", "CANCELLED")
     stop_found(find(resolve({}, {}), "demo"))
     says["sacct"] = f"{SACCT}\n2|CANCELLED by 1000|0||debug|normal|lab|None"
@@ -503,9 +475,8 @@ def test_bill_of_an_ended_session_here(laptop):
 def test_bill_here(laptop, monkeypatch):
     """On this machine it counts core-hours, and asks no SLURM for anything."""
     monkeypatch.setattr(charges, "BOOKS", Books(lambda _command: pytest.fail("asked"), wait_s=10.0))
-    held = laptop.cell(nodes=2)
-    held.directory.write_record(held.directory.job, replace(held.job, submitted=time.time() - 3600))
-    laptop.launcher.jobs["1"] = JobState("running", "RUNNING")
+    laptop.cell(nodes=2)
+    laptop.launcher.jobs["1"] = JobState("running", "RUNNING", elapsed_s=3600.0)
     (entry,) = bill()
     assert (entry.job, entry.unit, entry.confirmed) == ("", "core-hours", None)
     assert entry.spent == pytest.approx(2, rel=0.01)
@@ -564,3 +535,26 @@ def test_verb(desk, says, capsys):
     with pytest.raises(ProfileError):
         VERBS["cost"](here, "all")
     assert "%hpc cost" in HPC
+
+
+def test_factor_that_changes(desk, says, monkeypatch):
+    """A factor that SLURM changes while the job runs is noticed, once, and written down with the session."""
+    held = running(desk, says)
+    before = held.directory.read_record(held.directory.quote, Quote)
+    assert spending.followed(held.directory, before, 100.0) == before
+    says["sacctmgr -n -P show qos"] = "normal|2.000000"
+    forget(monkeypatch)
+    after = spending.followed(held.directory, before, 300.0)
+    assert after.changes == ((300.0, 2.0),)
+    assert spending.quote_of(held.directory, held.request) == after
+    assert spending.followed(held.directory, after, 400.0) == after
+    assert after.cost(600.0).spent == pytest.approx(1.5 * before.cost(600.0).spent)
+
+
+def test_factor_not_told(desk, says, monkeypatch):
+    """Where SLURM does not answer, nothing has changed."""
+    held = running(desk, says)
+    quote = spending.quote_of(held.directory, held.request)
+    says.clear()
+    forget(monkeypatch)
+    assert spending.followed(held.directory, quote, 300.0) == quote

@@ -130,6 +130,50 @@ def test_malformed_log(log, text):
     assert values(steer.live(), 2) == [(0, 1.0, 3), (1, 1.0, 3)]
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        (20.0, "dt = 20.0 is above its greatest value, 10.0"),
+        (-1, "dt = -1.0 is below its least value, 0.0"),
+        ("fast", "dt takes a number, not 'fast'"),
+    ],
+)
+def test_log_that_does_not_fit(make, log, new, said):
+    """A log that sets a parameter to what it does not take is refused as it is declared, with file and line."""
+    file = log(line(1), line(2, "other", "x"), line(3, new=new))
+    steer.replay(file)
+    live = make()
+    with pytest.raises(SteerError) as caught:
+        live.param("dt", 1.0, min=0.0, max=10.0)
+    assert two_lines(caught).message == f"The steering log does not fit this simulation: {file}, line 3: {said}."
+
+
+def test_damaged_line_named(log):
+    """Of a log that is damaged the line is named."""
+    with pytest.raises(SteerError, match="line 2: ") as caught:
+        steer.replay(log(line(1), "{"))
+    two_lines(caught)
+
+
+@BOTH
+@pytest.mark.parametrize("steps", [2.5, None, 1j])
+def test_number_of_steps(make, steps):
+    """What is neither a whole number nor an iterable of some is no number of steps."""
+    live = make()
+    with pytest.raises(SteerError) as caught:
+        list(live.steps(steps))
+    assert two_lines(caught).message == f"The number of steps is {steps!r}."
+
+
+@pytest.mark.parametrize("comm", ["abc", 5, [0, 1], object()])
+def test_no_communicator(comm):
+    """What is no communicator is refused, in a session and outside alike."""
+    with pytest.raises(SteerError) as caught:
+        steer.live(comm)
+    assert type(comm).__name__ in two_lines(caught).message
+
+
 def test_log_that_cannot_be_read(tmp_path):
     """So is one that is not there."""
     for file, said in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
@@ -180,6 +224,8 @@ def test_steering(monkeypatch):
         "alive": False,
         "cell": "",
         "began": 0,
+        "step": 0,
+        "steps": 0,
     }
     made.cell = "one"
     first = steer.live()
@@ -199,6 +245,8 @@ def test_steering(monkeypatch):
         "alive": True,
         "cell": "one",
         "began": 0,
+        "step": 1,
+        "steps": 10,
     }
     made.cell_over(failed=False)
     assert not made.watch({})["alive"]

@@ -102,6 +102,50 @@ def test_unknown_verb(magics, there, word):
     assert all(verb in said.mend for verb in VERBS)
 
 
+@pytest.mark.parametrize(("word", "meant"), [("stats", "status"), ("stp", "stop"), ("atach", "attach"), ("foo", "")])
+def test_verb_guessed(magics, word, meant):
+    """Of a verb that is misspelt the nearest is guessed; of a word that is far from all none is."""
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(word)
+    assert (f"Did you mean `{meant}`? " in two_lines(error).mend) == bool(meant)
+    assert ("Did you mean" in error.value.mend) == bool(meant)
+
+
+@pytest.mark.parametrize("line", ["stop lng", "attach lng", "log"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_session_guessed(magics, laptop, line, kept):
+    """Of a session's name that is misspelt the nearest is guessed; where cells of the past will do, of those as well."""
+    laptop.cell("long")
+    if kept:
+        laptop.directory("long").rename(shelf(laptop) / "long~1")
+    magics.session_name = "lng"
+    with pytest.raises(ProfileError) as error:
+        magics.hpc(line)
+    assert "'lng'" in two_lines(error).message
+    guessed = error.value.mend == "Did you mean `long`? `%hpc` lists yours."
+    assert guessed == (not kept or not line.startswith("stop"))
+
+
+def shelf(laptop):
+    """The folder of sessions that have ended."""
+    folder = laptop.directory("ended")
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_each_name_once(magics, there, monkeypatch, capsys):
+    """A name that a session has, running or just ended, does not stand among those that ended earlier as well."""
+    there.sessions += [status(), status(session="other", state="ended")]
+    monkeypatch.setattr(verbs, "ended_names", lambda: ["demo", "other", "older"])
+    magics.hpc("status")
+    said = capsys.readouterr().out
+    assert said.count("demo") == said.count("other") == 1
+    assert said.endswith("(`%hpc attach NAME`): older\n")
+    monkeypatch.setattr(verbs, "ended_names", lambda: ["demo"])
+    magics.hpc("status")
+    assert "Ended" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("word", ["-h", "--help", "help"])
 def test_help(magics, capsys, word):
     """The help names every verb."""

@@ -24,12 +24,18 @@ class Wait:
         self.found = desk.cell(**{"nodes": 4, "time": "1:00:00", **options})
         self.directory = self.found.directory
         self.clock = FakeClock(1000.0)
-        self.asked_at = []
+        self.asked_at, self.ages = [], []
         self.events = []
         fake = SimpleNamespace(monotonic=self.clock, sleep=self.sleep, time=time.time)
         monkeypatch.setattr(waiting, "time", fake)
         ask = self.launcher.state
-        monkeypatch.setattr(self.launcher, "state", lambda job: (self.asked_at.append(self.clock()), ask(job))[1])
+
+        def asked(job, *, max_age_s=0.0):
+            self.asked_at.append(self.clock())
+            self.ages.append(max_age_s)
+            return ask(job)
+
+        monkeypatch.setattr(self.launcher, "state", asked)
 
     def sleep(self, seconds):
         """Let time pass, and happen what is due."""
@@ -95,7 +101,7 @@ def test_no_limit_in_the_queue(wait):
 
 
 def test_queue_is_asked_gently(wait):
-    """The batch system is asked often at first and then four times a minute at most; never between."""
+    """The batch system is asked often at first and then four times a minute at most, for all; never between."""
     wait.after(3600, wait.keeper("ready", (0, 1, 2, 3)))
     wait.lines()
     gaps = [b - a for a, b in zip(wait.asked_at, wait.asked_at[1:], strict=False)]
@@ -103,6 +109,8 @@ def test_queue_is_asked_gently(wait):
     assert min(gaps) >= 0.5
     assert all(gap >= 14.9 for gap in gaps[-100:])
     assert len(wait.asked_at) < 300
+    assert set(wait.ages[:8]) == {0.0}
+    assert set(wait.ages[9:]) == {15.0}
 
 
 def test_ready_at_once(wait):
@@ -158,6 +166,15 @@ def test_held_job_stays(wait, reason):
     assert held.meaning in shown
     if reason == "JobHeldUser":
         assert "scontrol release 1" in shown
+
+
+def test_hopeless_only_as_long_as_slurm_says_so(wait):
+    """An old word of a SLURM that does not answer any more takes no job out of the queue."""
+    reason = ("pending", "PENDING", "PartitionTimeLimit", "the partition does not allow that much time")
+    old = {"mend": "Ask for less.", "hopeless": True, "stale": True}
+    wait.after(5, wait.job(*reason, **old))
+    wait.after(120, wait.keeper("ready", (0, 1, 2, 3)))
+    assert wait.lines()
 
 
 def test_job_ends_before_it_is_a_session(wait):

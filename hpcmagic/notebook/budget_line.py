@@ -1,0 +1,71 @@
+"""`%budget`: parse the line, set what may be spent or take it away, show how it stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpcmagic.errors import ProfileError
+from hpcmagic.notebook import frontend
+from hpcmagic.notebook.found import find_anywhere
+from hpcmagic.notebook.lifespan import in_words, set_budget, set_month
+from hpcmagic.notebook.options import HelpAsked, OptionParser
+from hpcmagic.notebook.verbs import here
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.magics import HpcMagics
+
+HELP = """\
+%budget                    what may be spent, and what is
+%budget 20                 this notebook's session may cost 20 units at most, its jobs so far included; then it ends
+%budget off                no bound
+%budget 200 --month        what all your sessions may cost in a month; those that run count with all they may cost
+%budget off --month        no bound on the month"""
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser("%budget", "Bound what this session, or a month, may cost.")
+    parser.add_argument("limit", nargs="?", help="units of cost, or `off`")
+    parser.add_argument("--month", action="store_true", help="of all your sessions in a month")
+    return parser
+
+
+PARSER = _parser()
+
+
+def budget(magics: HpcMagics, line: str) -> None:
+    """Do what the line says.
+
+    Raises
+    ------
+    ProfileError
+        The line cannot be read.
+    BudgetSpent
+        What is allowed is spent already.
+    """
+    try:
+        options = PARSER.parse(line.rstrip("; ").split())
+    except HelpAsked:
+        print(HELP)
+        return
+    name = magics.session_name or frontend.session_name()[0]
+    held = magics.held.get(name)
+    there = (held is not None and not held.ended) or _runs(name)
+    session = here(magics, name) if there else None
+    if options.limit is None:
+        print(in_words(name, session))
+        return
+    limit = None if options.limit == "off" else options.limit
+    if options.month:
+        print(set_month(limit))
+    elif session is None and not (magics.session_name or frontend.session_name()[1]):
+        raise ProfileError(
+            "This notebook has no session yet, nor a name for one: its budget could not be found again.",
+            "Start it with `--session NAME` first, or bound the month with `--month`.",
+        )
+    else:
+        print(set_budget(name, limit, session))
+
+
+def _runs(name: str) -> bool:
+    found = find_anywhere(name)
+    return found is not None and not found.half and not found.ended()

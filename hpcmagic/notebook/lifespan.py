@@ -1,0 +1,237 @@
+"""How long a session lives, as its user decides: keep it though it is idle, extend its walltime, bound its cost."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+from hpcmagic.cost import S_PER_MINUTE, amount
+from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
+from hpcmagic.forms import CHECKS
+from hpcmagic.launch import slurm
+from hpcmagic.notebook import budget as budgets
+from hpcmagic.notebook import frontend
+from hpcmagic.notebook.found import find_anywhere
+from hpcmagic.notebook.output import clock, time_of_day
+from hpcmagic.notebook.spending import quote_of
+from hpcmagic.profiles import resolve, walltime_s
+from hpcmagic.rendezvous import Limits
+from hpcmagic.wire.messages import KEEP
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.session import Session
+    from hpcmagic.wire.control import Control
+
+
+class Lifespan:
+    """The verbs of a session that decide how long it lives; a part of `Session`."""
+
+    if TYPE_CHECKING:
+        name: str
+
+        def control_path(self) -> Control:
+            """Give the way to the ranks."""
+
+        def require_alive(self, *, fallen: bool = False) -> None:
+            """Raise if the session has ended."""
+
+    def keep(self) -> None:
+        """Begin the countdown of a session that is idle anew (`idle_limit`).
+
+        Raises
+        ------
+        SessionEnded
+            It is over.
+        """
+        self.require_alive(fallen=True)
+        self.control_path().ask_keeper(KEEP)
+
+    def extend(self, time: str | float) -> str:
+        """Give the session's job more time; say until when.
+
+        Parameters
+        ----------
+        time
+            How much more: seconds, or text in one of sbatch's forms (``"30"`` minutes, ``"1:00:00"``).
+
+        Raises
+        ------
+        LaunchError
+            SLURM does not allow it: at most sites only an administrator may, once a job runs.
+        BudgetSpent
+            A budget would be overrun.
+        ProfileError
+            There is no walltime: the session runs on this machine.
+        """
+        return _extended(cast("Session", self), _seconds(time))
+
+    def budget(self, limit: float | None) -> str:
+        """Bound what the session may cost, its jobs so far included; None takes the bound away. Say how it stands.
+
+        The keeper ends the job when the budget is spent, whether this notebook is open or not.
+
+        Parameters
+        ----------
+        limit
+            In the site's unit; on this machine in core-hours.
+
+        Raises
+        ------
+        ProfileError
+            It is no number above 0, or nobody tells what the job is charged.
+        BudgetSpent
+            The session has cost as much already.
+        """
+        return set_budget(self.name, limit, cast("Session", self))
+
+
+def _seconds(time: str | float) -> float:
+    if isinstance(time, str):
+        seconds = float(walltime_s(CHECKS["time"]("time", time, "asked for")) or 0)
+    else:
+        seconds = float(time)
+    if not 0 < seconds < math.inf:
+        raise ProfileError(
+            f"{time!r} is no time to extend by.", "Give minutes or H:MM:SS, e.g. `%hpc extend 0:30:00`."
+        )
+    return seconds
+
+
+def _extended(session: Session, by_s: float) -> str:
+    if session.request.launcher == "local":
+        raise ProfileError(
+            f"Session {session.name} runs on this machine: it has no walltime to extend.", "`%hpc stop` ends it."
+        )
+    session.require_alive(fallen=True)
+    session.seen.look()
+    left_s, job = session.left_s(), session.job.job_id
+    if left_s is None:
+        raise LaunchError(f"SLURM tells of no walltime of job {job}.", "`%hpc` shows how it stands.")
+    until_s = session.elapsed_s() + left_s + by_s
+    _require_allowed(session, until_s)
+    slurm.set_time_limit(job, math.ceil(until_s / S_PER_MINUTE), ends=time_of_day(left_s))
+    session.seen.look()
+    now_left_s = session.left_s() or left_s + by_s
+    return f"Job {job} of session {session.name} now ends at {time_of_day(now_left_s)}, in {clock(now_left_s)}."
+
+
+def _require_allowed(session: Session, until_s: float) -> None:
+    """Refuse a walltime that the session's budgets do not allow."""
+    quote = quote_of(session.directory, session.request)
+    if quote is None:
+        return
+    got, elapsed_s = budgets.got(session), session.elapsed_s()
+    ceiling = quote.cost(elapsed_s, tres=got, left_s=until_s - elapsed_s).ceiling or 0.0
+    for one in budgets.budgets_of(session, quote):
+        if ceiling > one.left:
+            raise BudgetSpent(
+                f"With so much time the job may cost {amount(ceiling)} {quote.unit}, and "
+                f"{one.in_words(quote.unit)} has {amount(max(0.0, one.left))} for it.",
+                "Extend by less, or allow more with `%budget`.",
+            )
+
+
+def set_budget(name: str, limit: float | None, session: Session | None = None) -> str:
+    """Set the budget of a session, whether it runs or not, or take it away; say how it stands."""
+    if session is not None:
+        session.require_alive(fallen=True)
+    known = budgets.known().get(name)
+    since = known.since if known is not None else budgets.begin(session)
+    spent = known.spent if known is not None else {}
+    fresh = None if limit is None else budgets.Budget(budgets.checked(limit), since, spent)
+    budgets.remember(name, fresh)
+    if session is None:
+        return in_words(name)
+    try:
+        hold(session)
+    except (BudgetSpent, ProfileError):
+        budgets.remember(name, known)
+        raise
+    return in_words(name, session)
+
+
+def set_named(limit: float | None, name: str | None = None, **options: object) -> str:
+    """Set the budget of a session by its name, whether it runs or is still to be started; say how it stands."""
+    from hpcmagic.notebook.start import attach
+
+    chosen = name or frontend.session_name()[0]
+    found = find_anywhere(chosen, **options)
+    runs = found is not None and not found.half and not found.ended()
+    return set_budget(chosen, limit, attach(chosen, **options) if runs else None)
+
+
+def set_month(limit: float | None) -> str:
+    """Set what all sessions may cost in a month, or take the bound away; say how it stands.
+
+    Raises
+    ------
+    ProfileError
+        It is no number above 0.
+    """
+    fresh = None if limit is None else budgets.Budget(budgets.checked(limit), budgets.begin(None))
+    budgets.remember("", fresh)
+    if fresh is None:
+        return "No bound on what a month costs."
+    return f"{_month(fresh.limit)} What runs now counts with all it may still cost."
+
+
+def _month(limit: float) -> str:
+    return f"This month: at most {amount(limit)} units on SLURM; checked before a job is bought."
+
+
+def hold(session: Session, *, may_end: bool = False) -> None:
+    """Tell the keeper how long the session's job may run by its budget.
+
+    Parameters
+    ----------
+    may_end
+        Whether that may be no longer at all, since what the job costs has risen; else a budget so low is refused.
+    """
+    quote = quote_of(session.directory, session.request)
+    stands = [one for one in budgets.budgets_of(session, quote) if one.what != budgets.MONTH]
+    if not stands:
+        session.directory.write_record(session.directory.limits, Limits())
+        return
+    if quote is None:
+        raise ProfileError(
+            f"SLURM does not tell what job {session.job.job_id} is charged: a budget cannot be held.",
+            "Its walltime bounds what it costs; `%hpc` shows it.",
+        )
+    got, elapsed_s, stand = budgets.got(session), session.elapsed_s(), stands[0]
+    a_second, spent = budgets.rate(quote, got), quote.cost(elapsed_s, tres=got).spent
+    if not a_second:
+        session.directory.write_record(session.directory.limits, Limits())
+        return
+    if spent >= stand.left and not may_end:
+        raise BudgetSpent(
+            f"Session {session.name} has cost {amount(stand.spent + spent)} {quote.unit} already: "
+            f"a budget of {amount(stand.limit)} would end it at once.",
+            "`%hpc stop` ends it, its variables are lost; or allow more.",
+        )
+    run_s = elapsed_s + max(0.0, stand.left - spent) / a_second
+    ran_s = session.control.beat.ran_s if session.control is not None else 0.0
+    ahead_s = max(0.0, elapsed_s - ran_s) if ran_s else 0.0
+    told = budgets.limits(stand, quote.unit, run_s, ahead_s)
+    session.directory.write_record(session.directory.limits, told)
+
+
+def in_words(name: str, session: Session | None = None) -> str:
+    """Say how the budgets stand that bind a session."""
+    quote = quote_of(session.directory, session.request) if session is not None else None
+    unit = quote.unit if quote is not None else "units"
+    if session is not None:
+        stands = budgets.budgets_of(session, quote)
+    else:
+        stands = budgets.left_of(name, None, resolve({}).directory)
+    lines = []
+    for one in stands:
+        spent = one.spent
+        if session is not None and quote is not None and one.what != budgets.MONTH:
+            spent += quote.cost(session.elapsed_s(), tres=budgets.got(session)).spent
+        whose = "This month" if one.what == budgets.MONTH else f"Session {name}"
+        share = spent / one.limit
+        lines.append(f"{whose}: {amount(spent)} of {amount(one.limit)} {unit} spent ({share:.0%}).")
+    month = budgets.known().get("")
+    if month is not None and all(one.what != budgets.MONTH for one in stands):
+        lines.append(_month(month.limit))
+    return "\n".join(lines) or "No budget is set. `%budget 20` bounds what this session may cost."

@@ -1,0 +1,264 @@
+"""Budgets: what is left of them, how they cut what is asked for, how they are written down."""
+
+import json
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from two_lines import two_lines
+
+import hpcmagic
+from hpcmagic.cost import Quote
+from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
+from hpcmagic.launch import charges
+from hpcmagic.notebook import budget, lifespan
+from hpcmagic.notebook.budget import Budget, Left
+from hpcmagic.profiles import resolve
+from hpcmagic.rendezvous import JobRecord, KeeperState, Limits, Request, SessionDirectory
+
+HOURLY = Quote({"cpu": 60.0}, partition="debug", walltime_s=3600.0)  # 3,600 billing-minutes an hour
+
+
+def asked(**options):
+    """Resources on SLURM; the fake partition charges one billing-minute a minute for a CPU."""
+    return resolve({"launcher": "slurm", "nodes": 1, **options})
+
+
+def past(name, ran_s, *, cpus=1, began=None, launcher="local"):
+    """Put a session aside that ran here for so long, and ended just now."""
+    root = resolve({}).directory
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = SessionDirectory.create(root / name)
+    request = Request(
+        session=name, launcher=launcher, ntasks=1, nodes=1, ntasks_per_node=1, cpus_per_task=cpus, mpi="none",
+        interface="", submit_host="", no_client_limit_s=0.0, start_timeout_s=1.0, server_public="", client_public="",
+        engine_public="",
+    )  # fmt: skip
+    directory.write_record(directory.request, request)
+    directory.write_record(directory.job, JobRecord(launcher, "1@1", time.time() - ran_s if began is None else began))
+    directory.write_record(directory.state, KeeperState("ended", cause="it was stopped"))
+    directory.put_aside()
+
+
+# ---- what a budget is
+
+
+@pytest.mark.parametrize("limit", ["x", "", 0, "0", -1, "-3", float("nan"), "inf", "1e999", True, None, [], "20h"])
+def test_no_budget(limit):
+    """What is no number above 0 is refused in two lines, and nothing is written down."""
+    with pytest.raises(ProfileError) as caught:
+        lifespan.set_month(limit) if limit is not None else budget.checked(limit)
+    assert "cannot be held" in str(two_lines(caught))
+    assert not budget.budget_file().exists()
+
+
+@pytest.mark.parametrize(("limit", "number"), [("20", 20.0), (" 2.5 ", 2.5), ("1e3", 1000.0), (7, 7.0)])
+def test_budget(limit, number):
+    """Numbers as people write them are taken."""
+    assert budget.checked(limit) == number
+
+
+def test_written_down():
+    """Budgets are kept for all kernels of their user, and for nobody else."""
+    budget.remember("a", Budget(20.0, 100.0))
+    budget.remember("", Budget(300.0, 200.0))
+    assert budget.known() == {"a": Budget(20.0, 100.0), "": Budget(300.0, 200.0)}
+    assert budget.budget_file().stat().st_mode & 0o777 == 0o600
+    budget.remember("a", None)
+    assert budget.known() == {"": Budget(300.0, 200.0)}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 3}', '{"a": {"limits": 3}}'])
+def test_damaged(text, says):
+    """A file that cannot be read is no leave to spend: nothing is bought, and it is said what to do."""
+    budget.remember("a", Budget(20.0, 100.0))
+    budget.budget_file().write_text(text)
+    with pytest.raises(LaunchError) as caught:
+        budget.applied("a", asked())
+    assert "damaged" in str(two_lines(caught))
+
+
+# ---- how it cuts
+
+
+def test_nothing_set(says, capsys):
+    """Without a budget what is asked for stays as it is, and nobody is asked about prices."""
+    says.clear()
+    resources = asked(time="60")
+    assert budget.applied("a", resources) == (resources, None)
+    assert capsys.readouterr().out == ""
+
+
+def test_walltime_cut(says, capsys):
+    """A walltime that would overrun the budget is cut to whole minutes, and that is said."""
+    budget.remember("a", Budget(20.5, 0.0))
+    cut, limits = budget.applied("a", asked(time="60"))
+    assert cut.time == "20"
+    assert "budget of 20.5 billing-minutes allows a walltime of 20 min, instead of the 1 h that was asked for" in (
+        capsys.readouterr().out
+    )
+    assert 20.5 * 60 * 0.97 < limits.run_s < 20.5 * 60
+    assert limits.warn_s == pytest.approx(20.5 * 60 * 0.8)
+    assert limits.budget == "20.5 billing-minutes"
+
+
+def test_walltime_that_fits(says, capsys):
+    """One that fits stays, and the keeper is told of the budget all the same."""
+    budget.remember("a", Budget(100.0, 0.0))
+    resources, limits = budget.applied("a", asked(time="60"))
+    assert resources.time == "60"
+    assert limits.run_s > 3600
+    assert capsys.readouterr().out == ""
+
+
+def test_no_walltime(says, capsys):
+    """Where the partition sets none the budget does."""
+    budget.remember("a", Budget(30.0, 0.0))
+    assert budget.applied("a", asked(time="unlimited"))[0].time == "30"
+    assert "instead of no limit" in capsys.readouterr().out
+
+
+def test_too_little_left(says):
+    """Of less than a minute no job is bought."""
+    budget.remember("a", Budget(0.5, 0.0))
+    with pytest.raises(BudgetSpent) as caught:
+        budget.applied("a", asked(time="60"))
+    said = str(two_lines(caught))
+    assert "nothing was started" in said
+    assert "%budget 1" in said
+
+
+def test_free(says):
+    """A QOS that is free of charge costs no budget anything."""
+    budget.remember("a", Budget(0.001, 0.0))
+    resources = asked(time="60", qos="free")
+    assert budget.applied("a", resources) == (resources, None)
+
+
+def test_price_not_known(says):
+    """Where nobody tells what a job is charged a budget cannot be held, and says so rather than hope."""
+    says.clear()
+    budget.remember("a", Budget(20.0, 0.0))
+    with pytest.raises(ProfileError) as caught:
+        budget.applied("a", asked())
+    said = str(two_lines(caught))
+    assert "cannot be held" in said
+    assert "%budget off" in said
+
+
+def test_other_sessions_budget(says):
+    """A session's budget binds no other session."""
+    budget.remember("b", Budget(1.0, 0.0))
+    assert budget.applied("a", asked(time="60"))[1] is None
+
+
+def test_here():
+    """On this machine a budget is in core-hours, and there is no walltime to cut."""
+    budget.remember("a", Budget(2.0, 0.0))
+    resources = resolve({"launcher": "local", "nodes": 4})
+    same, limits = budget.applied("a", resources)
+    assert same == resources
+    assert limits.run_s == pytest.approx(1800, rel=0.03)
+
+
+def test_month_is_slurms():
+    """A month's budget is of what sites charge: on this machine it binds nothing."""
+    budget.remember("", Budget(0.001, 0.0))
+    resources = resolve({"launcher": "local", "nodes": 4})
+    assert budget.applied("a", resources) == (resources, None)
+
+
+# ---- what counts
+
+
+def test_earlier_jobs_count():
+    """Jobs under the session's name since the budget was set count; those before it, and others' jobs, do not."""
+    budget.remember("a", Budget(2.0, time.time() - 7200))
+    past("a", 1800)
+    past("a", 3600)
+    past("a", 600, began=time.time() - 90_000)
+    past("b", 3600)
+    (stands,) = budget.left_of("a", None, resolve({}).directory)
+    assert stands.spent == pytest.approx(1.5, rel=0.01)
+    assert stands.left == pytest.approx(0.5, rel=0.03)
+
+
+def test_earlier_jobs_stay_counted():
+    """What was counted once stays so when the directories of ended sessions have gone."""
+    budget.remember("a", Budget(2.0, time.time() - 7200))
+    past("a", 1800)
+    root = resolve({}).directory
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(0.5, rel=0.01)
+    for path in (root / "ended").iterdir():
+        path.rename(path.with_name("gone~1"))
+    (root / "ended" / "gone~1" / "request.json").unlink()
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(0.5, rel=0.01)
+
+
+def sacct(job, state, elapsed_s, cpus):
+    """One line of accounting."""
+    return f"{job}|{state}|{elapsed_s}|cpu={cpus},node=1|debug|normal|lab|2026-11-02T10:00:00"
+
+
+def test_month(says):
+    """A month has cost what accounting says of every job in it."""
+    says["sacct"] = "\n".join([sacct(1, "COMPLETED", 3600, 2), sacct(2, "TIMEOUT", 600, 1)])
+    budget.remember("", Budget(200.0, 0.0))
+    (stands,) = budget.left_of("a", HOURLY, resolve({}).directory)
+    assert (stands.what, stands.spent) == ("month", pytest.approx(130.0))
+
+
+def test_month_asks_from_the_first(monkeypatch, says):
+    """Accounting is asked from the first of the month on."""
+    lines = []
+    run = charges.BOOKS._run
+    monkeypatch.setattr(charges.BOOKS, "_run", lambda command: lines.append(" ".join(command)) or run(command))
+    says["sacct"] = ""
+    budget.month_spent("a", HOURLY)
+    assert any(re.search(r"sacct .*--starttime=\d{4}-\d\d-01( |$)", line) for line in lines)
+
+
+# ---- what the keeper is told
+
+
+@given(
+    limit=st.floats(0.01, 1e6), share=st.floats(0.0, 0.99), a_second=st.floats(1e-6, 10.0), ahead=st.floats(0.0, 60.0)
+)
+def test_limits(limit, share, a_second, ahead):
+    """The keeper ends the job before the last unit is spent, not much earlier, and warns at four fifths of all."""
+    stand = Left("session", limit, share * limit)
+    run_s = stand.left / a_second
+    told = budget.limits(stand, "units", run_s, ahead)
+    spent = stand.spent + (told.run_s + ahead) * a_second
+    assert told.run_s == 0 or spent <= limit * (1 + 1e-9)
+    assert told.run_s + ahead >= min(run_s - 5.0, 0.98 * run_s - 1.0) - 1e-6
+    assert told.warn_s <= max(told.run_s, 0.8 * run_s)
+    if told.warn_s > 0:
+        assert stand.spent + (told.warn_s + ahead) * a_second == pytest.approx(0.8 * limit, rel=1e-6)
+
+
+def test_no_session_yet():
+    """A budget may be set before its session is there; what it is then stands written."""
+    said = hpcmagic.budget(20, "later")
+    assert "Session later: 0 of 20 units spent (0%)." in said
+    assert budget.known()["later"].limit == 20.0
+    assert "No budget is set" in hpcmagic.budget(None, "later")
+
+
+def test_raised_keeps_what_was_spent():
+    """A budget that is raised still counts what was spent under it."""
+    hpcmagic.budget(20, "a")
+    first = budget.known()["a"]
+    budget.remember("a", Budget(20.0, first.since, {"x": 3.0}))
+    hpcmagic.budget(30, "a")
+    assert budget.known()["a"] == Budget(30.0, first.since, {"x": 3.0})
+
+
+def test_limits_file(tmp_path):
+    """What the keeper reads is a plain record."""
+    directory = SessionDirectory.create(tmp_path / "d" / "s")
+    directory.write_record(directory.limits, Limits(3.5, 2.0, "20 units"))
+    assert json.loads(directory.limits.read_text()) == {"run_s": 3.5, "warn_s": 2.0, "budget": "20 units"}
+    assert directory.read_record(directory.limits, Limits) == Limits(3.5, 2.0, "20 units")
