@@ -33,6 +33,10 @@ class FakeLauncher:
         """Give a script that names the session."""
         return f"# fake job of session {spec.session}\n"
 
+    def expected_start(self, spec: JobSpec) -> str:  # noqa: ARG002  # of a batch system that knows nothing
+        """Nobody tells."""
+        return ""
+
     def submit(self, spec: JobSpec) -> str:
         """Queue a job that waits until the test lets it run."""
         if self.refuse:
@@ -44,6 +48,10 @@ class FakeLauncher:
     def state(self, job_id: str, *, max_age_s: float = 0.0) -> JobState:  # noqa: ARG002  # it always knows
         """Say how a job stands."""
         return self.jobs.get(job_id, JobState("ended", "GONE"))
+
+    def known(self, job_id: str) -> JobState:
+        """Say how a job stands."""
+        return self.state(job_id)
 
     def cancel(self, job_id: str) -> None:
         """End a job."""

@@ -74,6 +74,11 @@ class LauncherContract:
                 assert isinstance(job_id, str)
                 assert len(job_id.split()) == 1, job_id
 
+    def test_expected_start(self, launcher: Launcher, make_spec: MakeSpec) -> None:
+        """To ask when a job would start submits none, and gives a time, or nothing where nobody tells."""
+        expected = launcher.expected_start(make_spec("asked"))
+        assert expected == "" or time.strptime(expected, "%Y-%m-%d %H:%M:%S")
+
     def test_fresh_job_lives(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         """A job that was just submitted waits or runs; nothing says that it ended."""
         with self.submitted(launcher, make_spec("fresh")) as job_id:
@@ -120,6 +125,8 @@ class LauncherContract:
             for max_age_s in (AT_ITS_PACE, FRESH_S, 60.0):
                 assert launcher.state(job_id, max_age_s=max_age_s).phase in ("pending", "running")
                 assert launcher.state(self.unknown_id, max_age_s=max_age_s).phase == "ended"
+            known = launcher.known(job_id)
+            assert known is None or known.phase in ("pending", "running")
 
     def test_script_shown_only(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         """Showing the script submits nothing and touches no file; asked twice, it is the same."""

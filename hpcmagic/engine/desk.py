@@ -89,6 +89,11 @@ class Desk:
         while self._commands:
             self._note_event(self._commands.popleft(), refused=why)
 
+    @property
+    def paused(self) -> bool:
+        """Whether the run is paused, or will be before its next step."""
+        return self._paused
+
     def has_commands(self) -> bool:
         """Whether anything waits."""
         return bool(self._commands)

@@ -80,7 +80,7 @@ class Steering:
         alive = live is not None and live.rank == 0 and not live.left
         size = live.size if live is not None else 0
         about = {"run": run.number, "size": size, "alive": alive, "cell": run.cell, "began": run.began_s}
-        return {"status": "ok", **about, "step": run.step, "steps": run.steps}
+        return {"status": "ok", **about, "step": run.step, "steps": run.steps, "paused": self.desk.paused}
 
     def _serve(self, name: str) -> None:
         try:

@@ -112,6 +112,9 @@ class Launcher(Protocol):
     def script(self, spec: JobSpec) -> str:
         """Give the exact script, without submitting it."""
 
+    def expected_start(self, spec: JobSpec) -> str:
+        """Say when a job would start if it were submitted now, local time as it prints it; empty = nobody tells."""
+
     def submit(self, spec: JobSpec) -> str:
         """Submit; give the job's id.
 
@@ -129,6 +132,9 @@ class Launcher(Protocol):
         max_age_s
             So old an answer will do, which somebody else may have asked for; 0 = ask now.
         """
+
+    def known(self, job_id: str) -> JobState | None:
+        """Say how a job stands if that can be told at once, and as young as `AT_ITS_PACE` has it; never waits."""
 
     def cancel(self, job_id: str) -> None:
         """End a job, whatever its state; without effect on one that has ended."""

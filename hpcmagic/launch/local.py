@@ -32,6 +32,10 @@ class LocalLauncher:
         """Give the command that would be started."""
         return shlex.join(self._command(spec)) + "\n"
 
+    def expected_start(self, spec: JobSpec) -> str:  # noqa: ARG002  # whatever is asked for
+        """Nothing has to wait here."""
+        return ""
+
     def submit(self, spec: JobSpec) -> str:
         """Start the keeper, detached: it outlives this process."""
         log = os.open(spec.directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -62,6 +66,10 @@ class LocalLauncher:
             return JobState("running", "RUNNING", nodes=os.uname().nodename, elapsed_s=_since(began))
         how = f" (killed by {signal.Signals(-status).name})" if status is not None and status < 0 else ""
         return JobState("ended", "ENDED", meaning=f"its keeper is gone{how}", exit_status=status)
+
+    def known(self, job_id: str) -> JobState:
+        """Say whether the keeper still runs: that is known at once."""
+        return self.state(job_id)
 
     def cancel(self, job_id: str) -> None:
         """Ask the keeper to end its ranks and itself; kill it when it does not."""

@@ -97,12 +97,18 @@ class Poll:
         if decision is not None and decision[0].decided:
             return decision[0]
         answer = self._answer(max_age_s)
-        seen = self._read_from(answer).get(job_id)
-        if seen is not None and seen.phase != "ended":
-            return seen.after(self._since(answer.told_s), stale=bool(answer.words))
-        if answer.words:
-            return JobState("unknown", meaning=answer.words, age_s=self._since(answer.told_s), stale=True)
-        return self._decided(job_id, answer)
+        return self._told(job_id, answer) or self._decided(job_id, answer)
+
+    def known(self, job_id: str) -> JobState | None:
+        """Say the same `AT_ITS_PACE` if that takes no question; it never waits, but for a look at a file."""
+        if not self._lock.acquire(blocking=False):  # somebody asks
+            return None
+        try:
+            answer = self._known()
+            fresh = answer is not None and not self._due(answer, self._clock(), AT_ITS_PACE)
+        finally:
+            self._lock.release()
+        return self._told(job_id, answer) if answer is not None and fresh else None
 
     def jobs(self, max_age_s: float = AT_ITS_PACE) -> dict[str, JobState]:
         """Give all of the user's jobs that the answer has, by id; those that have just ended among them."""
@@ -113,6 +119,14 @@ class Poll:
     def hurry(self) -> None:
         """Expect a change: what was asked before is no answer to who wants a young one, and grows old quickly."""
         self._void_s = self._quick_s = self._clock()
+
+    def _told(self, job_id: str, answer: Answer) -> JobState | None:
+        """Give how a job stands by an answer; None where that does not have it, or says only that it ended."""
+        age_s = self._since(answer.told_s)
+        seen = self._read_from(answer).get(job_id)
+        if seen is not None and seen.phase != "ended":
+            return seen.after(age_s, stale=bool(answer.words))
+        return JobState("unknown", meaning=answer.words, age_s=age_s, stale=True) if answer.words else None
 
     def _read_from(self, answer: Answer) -> dict[str, JobState]:
         """Give how each job stood when an answer was given."""

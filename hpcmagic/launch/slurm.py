@@ -128,6 +128,15 @@ class SlurmLauncher:
         ]
         return "\n".join(lines) + "\n"
 
+    def expected_start(self, spec: JobSpec) -> str:
+        """Ask sbatch when it would start: an estimate, by what is in the queue now."""
+        try:
+            answer = run(["sbatch", "--test-only"], stdin=self.script(spec), timeout_s=QUERY_TIMEOUT_S)
+        except LaunchError:  # whoever submits next is told
+            return ""
+        found = re.search(r"\bto start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", answer.stderr)
+        return found[1].replace("T", " ") if found and answer.returncode == 0 else ""
+
     def submit(self, spec: JobSpec) -> str:
         """Submit the script; give the job's id."""
         script = self.script(spec)
@@ -149,6 +158,10 @@ class SlurmLauncher:
             return self._state(job_id)
         except LaunchError as error:
             return JobState("unknown", meaning=error.message, stale=True)
+
+    def known(self, job_id: str) -> JobState | None:
+        """Say how a job stands by what this user's kernels have asked last, unless it is time to ask again."""
+        return POLL.known(job_id)
 
     def _state(self, job_id: str) -> JobState:
         asked = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={SHOWN}"]

@@ -6,7 +6,8 @@ Resources ─► quote, balances (launch/charges) ─► one line ─► above `
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from hpcmagic.cost import BILLING_MINUTES, S_PER_MINUTE, Cost, Quote, Unit, amount
 from hpcmagic.errors import ProfileError
@@ -18,13 +19,16 @@ from hpcmagic.notebook.output import clock, count
 from hpcmagic.profiles import Resources
 
 BALANCES_SHOWN = 2
+AT_ONCE_S = 60.0
 
 
-def offer(resources: Resources, *, yes: bool) -> Quote | None:
+def offer(resources: Resources, *, yes: bool, expected_start: Callable[[], str] = str) -> Quote | None:
     """Say what is about to be bought, and ask whether to, where the profile wants that.
 
     Parameters
     ----------
+    expected_start
+        Asks when the job would start.
     yes
         Whether that was said already, by ``--yes``.
 
@@ -37,10 +41,21 @@ def offer(resources: Resources, *, yes: bool) -> Quote | None:
         return None
     quote = charges.BOOKS.quote(resources)
     if line := offer_line(resources, quote):
-        print(line)
+        print(line + _starts(expected_start()))
     if not yes and resources.confirm_above is not None:
         _confirm(resources.confirm_above, resources, quote)
     return quote
+
+
+def _starts(expected: str) -> str:
+    """Say when SLURM would start it: at once, or when; an estimate that other jobs can change."""
+    if not expected:
+        return ""
+    begins = time.mktime(time.strptime(expected, "%Y-%m-%d %H:%M:%S"))
+    if begins - time.time() < AT_ONCE_S:
+        return " SLURM would start it at once."
+    when = expected[11:16] if expected[:10] == time.strftime("%Y-%m-%d") else expected[:16]
+    return f" SLURM would start it at {when}, by what is in the queue now."
 
 
 def quoted_line(resources: Resources) -> str:

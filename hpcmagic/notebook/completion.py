@@ -1,7 +1,7 @@
 """What Tab offers on the lines of the magics: options and their values, verbs, sessions, ranks, variables.
 
-One matcher for all (IPython's matcher API): it cuts the line as the magic itself would, and where it has something to
-offer, nothing else is offered. Where it has nothing, as within the code behind `%remote`, IPython does what it does.
+One matcher for all (IPython's matcher API): it cuts a line as the magic would, and nothing else is offered there.
+Within the code behind `%remote`, and where a file's path is typed, IPython does what it does.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
 
 MAGIC = re.compile(r"(?:[\w., \t]+=)?\s*(?P<magic>%%?[a-z]+)\s+(?P<rest>.*)", re.DOTALL)
+ELSEWHERE: tuple[str, list[str]] = ("", [])  # not on a line of ours, or within code: IPython offers what it does
+OF_FILES = ("--from", "--to")  # whose values IPython completes: paths
 ASK_RANKS_S = 0.5  # ranks that are idle answer at once
 MOST_RANKS = 64  # of more ranks none is offered: nobody would read the list
 
@@ -86,8 +88,10 @@ class Completion:
     def match(self, context: Any) -> Any:
         """Give what fits at the cursor, in IPython's form."""
         line = context.full_text.split("\n")[context.cursor_line][: context.cursor_position]
-        begun, choices = self.choices(line, first_line=context.cursor_line == 0)
+        begun, choices = found = self.choices(line, first_line=context.cursor_line == 0)
         fitting = list(dict.fromkeys(choice for choice in choices if choice.startswith(begun)))
+        if not fitting and found is not ELSEWHERE:
+            fitting = [begun]  # what stands there already: instead of nothing IPython would offer Python's names
         return {
             "completions": [SimpleCompletion(text=choice, type="param") for choice in fitting],
             "matched_fragment": begun,
@@ -99,12 +103,12 @@ class Completion:
         """Give the word that is begun at the end of a line, and all that may stand in its place."""
         match = MAGIC.fullmatch(line)
         if match is None or (match["magic"].startswith("%%") and not first_line):
-            return "", []
+            return ELSEWHERE
         magic, rest = match["magic"], match["rest"]
         try:
             if magic == "%hpc":
                 return self._of_hpc(rest)
-            return self._of_options(magic, rest) if magic in self._parsers else ("", [])
+            return self._of_options(magic, rest) if magic in self._parsers else ELSEWHERE
         except (HpcMagicError, OSError):  # of a profile, of a session: it is told when somebody uses it
             return "", []
 
@@ -115,8 +119,8 @@ class Completion:
         if f"%hpc {verb}" in self._parsers:
             return self._of_options(f"%hpc {verb}", behind.lstrip())
         if verb not in self._arguments or " " in behind.strip():
-            return "", []
-        return behind.lstrip(), list(self._arguments[verb]())
+            return behind.rpartition(" ")[2], ["-h"] if verb in VERBS and not behind.strip(" -h") else []
+        return behind.lstrip(), list(self._arguments[verb]()) or ["-h"]
 
     def _of_options(self, magic: str, rest: str) -> tuple[str, list[str]]:
         """Complete an option, the value of one, or a name."""
@@ -126,12 +130,14 @@ class Completion:
         open_option = ""
         for word in words:
             if not open_option and not word.startswith("-") and magic == "%remote":
-                return "", []  # its code
+                return ELSEWHERE  # its code
             open_option = word if not open_option and parser.takes_value(word) else ""
         if open_option:
             return self._value(parser, open_option, begun)
         if glued := re.fullmatch(r"(--[\w-]+)=(.*)|(-[A-Za-z])(.+)", begun):
             return self._value(parser, glued[1] or glued[3], glued[2] if glued[1] else glued[4])
+        if magic == "%remote" and begun and not begun.startswith("-"):
+            return ELSEWHERE
         if begun.startswith("-") or magic not in self._names:
             short = [begun] if parser.long_name(begun) != begun else []
             return begun, [option for option in short + parser.long_options() if option not in words]
@@ -140,7 +146,7 @@ class Completion:
     def _value(self, parser: OptionParser, option: str, begun: str) -> tuple[str, list[str]]:
         name = parser.long_name(option)
         if name not in self._values:
-            return "", []
+            return ELSEWHERE if name in OF_FILES else (begun, [])
         several = name in ("--push", "--scatter", "--gather", "--ranks", "--partition")
         return _last(begun, "-" if name == "--ranks" else "") if several else begun, list(self._values[name]())
 

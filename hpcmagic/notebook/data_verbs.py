@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +59,7 @@ class DataVerbs:
             A name that a rank does not have.
         """
         with self.noted_errors():
+            _require_names("pull", names)
             per_rank = self.data.pull(names, self.chosen(ranks))
         return per_rank[0] if len(names) == 1 else per_rank
 
@@ -103,6 +105,7 @@ class DataVerbs:
             The shards do not fit each other, or the kind of file is none that ranks write.
         """
         with self.noted_errors():
+            _require_names("gather", names)
             if to is not None:
                 file = to if isinstance(to, File) else File(to)
                 file.require_known(str(Path.cwd()))
@@ -163,11 +166,23 @@ def _by_name(verb: str, values: Any, named: Mapping[str, Any]) -> dict[str, Any]
     """
     if values is not None and not isinstance(values, Mapping):
         raise DataError(
-            f"{verb} was given a {type(values).__name__} without a name.",
+            f"{verb} was given {reprlib.repr(values)} without a name.",
             f"Name it: `session.{verb}(x=value)`, or give a dictionary.",
         )
     given = {**(values or {}), **named}
     for name in given:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise DataError(f"{name!r} is not a name for a variable.", f"Write e.g. `session.{verb}(x=value)`.")
+        _require_name(name, f"session.{verb}(x=value)")
     return given
+
+
+def _require_names(verb: str, names: Sequence[Any]) -> None:
+    """Refuse to fetch what has no name."""
+    if not names:
+        raise DataError(f"{verb} needs the name of a variable.", f"Write e.g. `session.{verb}('x')`.")
+    for name in names:
+        _require_name(name, f"session.{verb}('x')")
+
+
+def _require_name(name: Any, right: str) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise DataError(f"{reprlib.repr(name)} is not a name for a variable.", f"Write e.g. `{right}`.")

@@ -9,15 +9,17 @@ Ctrl-C                     ─► interrupt; who does not stop is named, with th
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hpcmagic.notebook import output
 from hpcmagic.notebook.fitting import Foresight, remember
 from hpcmagic.notebook.handles import Cell
 from hpcmagic.notebook.interrupting import STOP_S, interrupt
 from hpcmagic.notebook.streaming import Streamed
-from hpcmagic.notebook.stuck import Whereabouts, standing, stands_of
+from hpcmagic.notebook.stuck import FEW_RANKS, Whereabouts, standing, stands_of
 from hpcmagic.notebook.timeout import late_error, left_s
+from hpcmagic.wire.messages import Stand
 from hpcmagic.wire.pending import Pending
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Following:
         self._longest_silence_s = 0.0
         self._look_at_s = self.began_s + LOOK_S
         self._stands_at_s = self.began_s + STANDS_S
+        self._simulations: Mapping[int, Mapping[str, Any]] = {}  # that ranks answer for, as they were asked last
 
     def to_the_end(self) -> None:
         """Follow until every rank has answered or gone, or waits for ever.
@@ -131,13 +134,16 @@ class Following:
             control, stands = self.session.control_path(), self.where.stands.values()
             behind = [s for s in stands if s.request and not control.runs(self.pending, s)]
             earlier = "behind an earlier cell: " if behind else ""
-            parts.append(earlier + standing(behind or stands))
+            parts.append(paused_words(behind, self._simulations) or earlier + standing(behind or stands))
         return f"{' · '.join(parts)} ({self.hint})"
 
     def _look_where(self, now: float) -> None:
         """Look where ranks stand: often when some have raised, now and then when it takes long."""
         if not self.where.look(self.cell, now) and not self.cell.raised() and now >= self._stands_at_s:
             self._stands_at_s = now + STANDS_S
+            control = self.session.control_path()
+            there = [rank for rank in self.cell.missing()[:FEW_RANKS] if control.engine(rank)]
+            self._simulations = control.simulations(there)
             self.where.ask(self.cell)
 
     def _mind_the_journal(self, now: float) -> None:
@@ -173,6 +179,14 @@ class Following:
         self.line.clear()
         self.hint = "once more Ctrl-C lets go"
         interrupt(self.cell, self._wait)
+
+
+def paused_words(behind: Sequence[Stand], simulations: Mapping[int, Mapping[str, Any]]) -> str:
+    """Say that the cell which ranks work on holds a simulation that somebody has paused; nothing if it does not."""
+    if not any(told.get("alive") and told.get("paused") for told in list(simulations.values())):
+        return ""
+    earlier = next((stand.where.partition(",")[0] for stand in behind if stand.where), "an earlier cell")
+    return f"waits behind {earlier}, whose simulation is paused → `%steer resume`" if behind else ""
 
 
 def running_line(cell: Cell, elapsed_s: float) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.forms import did_you_mean
+from hpcmagic.launch import slurm
 from hpcmagic.launch.base import FRESH_S, JobState, Launcher
 from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
@@ -97,6 +98,7 @@ class Found:
 def sessions(**options: object) -> list[Status]:
     """Give the status of every session of yours, by name."""
     found = [one for resources in everywhere(**options) for one in all_found(resources)]
+    slurm.POLL.hurry()  # who lists them may just have ended one, with scancel
     with ThreadPoolExecutor(ASK_AT_ONCE) as pool:  # one after the other they would wait for ever while SLURM is away
         return list(pool.map(status_of_found, found))
 

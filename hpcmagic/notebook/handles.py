@@ -19,7 +19,7 @@ from hpcmagic.notebook.interrupting import interrupt, wait_for
 from hpcmagic.notebook.perrank import PerRank
 from hpcmagic.notebook.standing import Standing, written_standing
 from hpcmagic.notebook.stuck import Whereabouts, stuck_error, waiting_in_words
-from hpcmagic.notebook.timeout import Alarm, late_error
+from hpcmagic.notebook.timeout import Alarm, late_error, waited_s
 from hpcmagic.rendezvous import SessionDirectory
 from hpcmagic.wire.history import Record, cell_paths, read_records
 from hpcmagic.wire.messages import Output, Reply, outputs_from, reply_from
@@ -261,10 +261,9 @@ class Cell:
 
     def over_within(self, timeout: float | None) -> bool:
         """Wait likewise; Ctrl-C comes through."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        look_s = LOOK_S[0]
+        deadline, look_s = time.monotonic() + waited_s(timeout), LOOK_S[0]
         while not self.done():
-            left = look_s if deadline is None else min(look_s, deadline - time.monotonic())
+            left = min(look_s, deadline - time.monotonic())
             if left <= 0:
                 return False
             if self.pending is not None:
@@ -353,6 +352,8 @@ class Cell:
 
     def add_done_callback(self, callback: Callable[[Cell], Any]) -> None:
         """Call ``callback(cell)`` once it is over: at once if it is, else later in a thread of hpcmagic's."""
+        if not callable(callback):
+            raise CellError(f"{callback!r} cannot be called.", "Give a function that takes the cell.")
         if self.pending is not None:
             self.pending.at_end(lambda: self._call(callback))
         else:

@@ -15,7 +15,7 @@ from hpcmagic.notebook.found import find_anywhere
 from hpcmagic.notebook.output import clock, time_of_day
 from hpcmagic.notebook.spending import quote_of
 from hpcmagic.profiles import resolve, walltime_s
-from hpcmagic.rendezvous import Limits
+from hpcmagic.rendezvous import JobRecord, Limits
 from hpcmagic.wire.messages import KEEP
 
 if TYPE_CHECKING:
@@ -28,12 +28,24 @@ class Lifespan:
 
     if TYPE_CHECKING:
         name: str
+        job: JobRecord
+        control: Control | None
+
+        def left_s(self) -> float | None:
+            """Seconds until the walltime."""
 
         def control_path(self) -> Control:
             """Give the way to the ranks."""
 
         def require_alive(self, *, fallen: bool = False) -> None:
             """Raise if the session has ended."""
+
+    def ends(self) -> tuple[float | None, str]:
+        """Give the seconds until the job ends by its walltime or its budget, and which in words, with the mend."""
+        left_s, by_budget_s = self.left_s(), self.control.beat.budget_left_s if self.control is not None else None
+        if by_budget_s is not None and (left_s is None or by_budget_s < left_s):
+            return by_budget_s, "its budget is spent (`%budget` allows more)"
+        return left_s, f"job {self.job.job_id} ends (`%hpc extend` asks for more)"
 
     def keep(self) -> None:
         """Begin the countdown of a session that is idle anew (`idle_limit`).

@@ -28,6 +28,7 @@ from hpcmagic.notebook.options import (
 from hpcmagic.notebook.perrank import choose_ranks
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.syntax import check_syntax
+from hpcmagic.notebook.timeout import require_time
 from hpcmagic.notebook.verbs import HPC, VERBS
 from hpcmagic.profiles import resolve
 from hpcmagic.wire.messages import RunCell
@@ -332,8 +333,7 @@ _document()
 def _require_sense(options: argparse.Namespace) -> None:
     """Refuse options of a cell that do not make sense."""
     _require_name("--out", options.out)
-    if options.timeout is not None and not options.timeout > 0:
-        raise ProfileError(f"--timeout {options.timeout:g} is not a time.", "Write seconds, e.g. `--timeout 60`.")
+    require_time(options.timeout)
     if options.asynchronous and options.local:
         raise ProfileError("`-a` and `--local` do not go together.", "Leave one of them out.")
     if options.asynchronous and options.gather:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import queue
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def _name(function: Any) -> str:
 def _require_function(verb: str, function: Any) -> None:
     if not callable(function):
         raise DataError(
-            f"{verb} was given a {type(function).__name__} to call, which is no function.",
+            f"{verb} was given {reprlib.repr(function)} to call, which is no function.",
             f"Write e.g. `session.{verb}(function, …)`.",
         )
 
@@ -160,7 +161,7 @@ def _listed(function: Any, items: Any) -> list[Any]:
         given = iter(items)
     except TypeError:
         raise DataError(
-            f"map goes over a sequence; a {type(items).__name__} is none.",
+            f"map goes over a sequence; {reprlib.repr(items)} is none.",
             "Write e.g. `session.map(function, range(5))`.",
         ) from None
     return list(given)

@@ -103,10 +103,7 @@ class Reader:
         """Give how the session stands now."""
         session = self._session
         session.seen.glance()
-        try:
-            keeper = session.keeper_state()
-        except FileNotFoundError:
-            keeper = KeeperState("ended", cause=session.ended or "it was stopped")
+        keeper = session.last_word()
         status = session.seen.status(session.directory, session.request, keeper)
         quote = quote_of(session.directory, session.request)
         reading = Reading(

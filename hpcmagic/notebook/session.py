@@ -34,6 +34,7 @@ from hpcmagic.notebook.simulation import Steer
 from hpcmagic.notebook.status import JobSeen, Status
 from hpcmagic.notebook.stuck import require_not_stuck, stuck_error
 from hpcmagic.notebook.syntax import check_syntax
+from hpcmagic.notebook.timeout import require_time
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 from hpcmagic.wire.control import Control
 from hpcmagic.wire.messages import Reply, RunCell
@@ -115,13 +116,6 @@ class Session(DataVerbs, Lifespan):
         """Seconds until the walltime; None where there is none."""
         return self.seen.left_s()
 
-    def ends(self) -> tuple[float | None, str]:
-        """Give the seconds until the job ends by its walltime or its budget, and which in words, with the mend."""
-        left_s, by_budget_s = self.left_s(), self.control.beat.budget_left_s if self.control is not None else None
-        if by_budget_s is not None and (left_s is None or by_budget_s < left_s):
-            return by_budget_s, "its budget is spent (`%budget` allows more)"
-        return left_s, f"job {self.job.job_id} ends (`%hpc extend` asks for more)"
-
     @overload
     def run(self, source: str, ranks: Any = None, timeout: float | None = None) -> PerRank | None: ...
     @overload
@@ -145,12 +139,13 @@ class Session(DataVerbs, Lifespan):
         Raises
         ------
         CellError
-            A syntax error, found before any rank is bothered.
+            A syntax error, found before any rank is bothered; or it ran longer than `timeout`.
         RankError
             A rank raised.
         SessionEnded
             The session ended meanwhile.
         """
+        require_time(timeout)
         self._cells += 1
         cell = RunCell(source, f"cell {self._cells}")
         if not block:
@@ -218,11 +213,17 @@ class Session(DataVerbs, Lifespan):
     def status(self) -> Status:
         """Ask how the session stands; what the batch system said a moment ago will do."""
         self.seen.look(FRESH_S)
+        return self.seen.status(self.directory, self.request, self.last_word())
+
+    def last_word(self) -> KeeperState:
+        """Give the keeper's word on how things stand, or what is known of its end."""
         try:
             keeper = self.keeper_state()
         except FileNotFoundError:
-            keeper = KeeperState("ended", cause=self.ended or "it was stopped")
-        return self.seen.status(self.directory, self.request, keeper)
+            return KeeperState("ended", cause=self.ended or "it was stopped")
+        if self.ended and keeper.phase != "ended":  # it had no time to say so
+            return replace(keeper, phase="ended", cause=self.ended)
+        return keeper
 
     def stop(self) -> None:
         """End the session: cancel its job, lose its variables. Without effect on one that has ended."""

@@ -69,17 +69,19 @@ class Steer:
         with self._watched(fresh=True) as mirror:
             return dict(news_of(mirror).params)
 
-    def set(self, **values: Any) -> Applied:
-        """Set parameters, all at the same step; return once they have taken effect.
+    def set(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> Applied:
+        """Set parameters, by name or in a dictionary, all at the same step; return once they have taken effect.
 
         Raises
         ------
         SteerError
             Refused, with the reason: no such parameter, another type, out of its range, or its check says no.
         """
-        if not values:
+        if values is not None and not isinstance(values, Mapping):
+            raise SteerError(f"{values!r} has no name.", "Name parameters: `steer.set(dt=5e-4)`.")
+        own = {name: plain(value) for name, value in {**(values or {}), **named}.items()}
+        if not own:
             raise SteerError("Nothing to set.", "Name parameters: `steer.set(dt=5e-4)`.")
-        own = {name: plain(value) for name, value in values.items()}
         for name, value in own.items():
             if not isinstance(value, KINDS):
                 raise SteerError(

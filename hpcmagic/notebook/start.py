@@ -100,7 +100,13 @@ def start(
         with budget.in_turn():
             cut, limits = budget.applied(name, resources)
             spec = JobSpec(name, SessionDirectory(cut.directory / name), cut)
-            found = _submit(resources, spec, launcher, offer(cut, yes=yes), limits)
+            found = _submit(
+                resources,
+                spec,
+                launcher,
+                offer(cut, yes=yes, expected_start=lambda: launcher.expected_start(spec)),
+                limits,
+            )
     else:
         require_same(found.request, resources)
     held = _waited_for(found, submitted=submitted)

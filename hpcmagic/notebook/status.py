@@ -99,11 +99,18 @@ class JobSeen:
 
     def glance(self) -> None:
         """See to it that the state is as new as the shared poll's pace has it; never wait for that."""
-        if not self.state.decided:
+        if self.state.decided:
+            return
+        seen = self.launcher.known(self.job.job_id)
+        if seen is None:
             self._begin(AT_ITS_PACE)
+        else:
+            self._take(seen)
 
     def status(self, directory: SessionDirectory, request: Request, keeper: KeeperState | None) -> Status:
         """Give how the session stands, as it was seen last."""
+        if keeper is not None and keeper.phase == "ended" and self.state.phase != "ended":
+            self._begin(FRESH_S)  # it may know better why, and nobody wants to wait for that until it is due
         elapsed_s, left_s = self.elapsed_s(), self.left_s()
         return status_of(
             request, self.job, keeper, self.state, elapsed_s=elapsed_s, left_s=left_s, directory=directory
@@ -134,7 +141,10 @@ class JobSeen:
             return self._asking
 
     def _ask(self, max_age_s: float) -> None:
-        seen = self.launcher.state(self.job.job_id, max_age_s=max_age_s)
+        self._take(self.launcher.state(self.job.job_id, max_age_s=max_age_s))
+
+    def _take(self, seen: JobState) -> None:
+        """Keep what the batch system said, unless what is known is newer."""
         now = time.monotonic()
         told_s = now - seen.age_s
         if seen.phase != "unknown" and (told_s > self._told_s or self.state.phase == "unknown"):

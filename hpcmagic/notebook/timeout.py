@@ -7,10 +7,11 @@ sent ─► the limit passes ─► since when are its ranks at it? ─┬─ fo
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hpcmagic.errors import CellError, HpcMagicError
+from hpcmagic.errors import CellError, HpcMagicError, ProfileError
 from hpcmagic.notebook import output
 from hpcmagic.notebook.stuck import stands_of
 
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
     from hpcmagic.notebook.handles import Cell
 
 LOOK_S = 0.25  # no cell is looked at more often
+
+
+def require_time(limit_s: Any) -> None:
+    """Refuse what is no time limit.
+
+    Raises
+    ------
+    ProfileError
+        It is no number above 0.
+    """
+    if limit_s is not None and not (isinstance(limit_s, (int, float)) and limit_s > 0):
+        raise ProfileError(f"--timeout {limit_s!r} is not a time.", "Write seconds above 0, e.g. `--timeout 60`.")
+
+
+def waited_s(timeout_s: Any) -> float:
+    """Give for how many seconds somebody waits; for None without end.
+
+    Raises
+    ------
+    ProfileError
+        It is no number.
+    """
+    if timeout_s is not None and not isinstance(timeout_s, (int, float)):
+        raise ProfileError(f"timeout={timeout_s!r} is not a time.", "Give seconds, e.g. `timeout=60`.")
+    return math.inf if timeout_s is None else float(timeout_s)
 
 
 def left_s(cell: Cell, limit_s: float) -> float:

@@ -35,7 +35,7 @@ HPC = """\
 %hpc restart              new engine processes in the same job: no second wait, variables are lost
 %hpc attach NAME          come back to a session: variables, running cells, finished results
 %hpc cells                every cell of the session: state and source
-%hpc cancel [CELL]        interrupt a cell, by its number in %hpc cells or the name of its handle
+%hpc cancel [CELL]        interrupt a cell: its number in %hpc cells, or the variable that holds its handle
 %hpc vars [options]       the variables of the ranks: names, types, shapes, bytes; also while a cell runs
 %hpc log [RANK]           the last lines of the job's log, or of one rank's
 %hpc why                  the whole of the last error: full tracebacks, or how the session ended
@@ -143,7 +143,7 @@ def cancel(magics: HpcMagics, rest: str) -> None:
             cell = listed[int(rest)]
         else:
             said = f"There is no cell {rest!r}" if rest else "Several cells run" if running else "No cell runs"
-            raise ProfileError(f"{said}.", "Give a number of `%hpc cells`, or the name of a handle.")
+            raise ProfileError(f"{said}.", "Give a number of `%hpc cells`, or the variable that holds a handle.")
     print(f"{cell.name}: {'interrupted' if cell.cancel() else f'was over ({cell.state})'}.")
 
 

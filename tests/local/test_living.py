@@ -442,7 +442,7 @@ def test_handles_in_a_notebook(home):
         "long.wait(10); long.state",
         "import time; time.sleep(1)",
     )
-    assert "cell 2: running on 2 ranks" in shown[1]
+    assert "cell 2: done" in shown[1]  # it was over before the notebook was
     assert shown[2] == "[1, 2]"
     assert "cell 5: " in shown[5]  # though its first display is alive
     assert "[1] <cell 5: running on 2 ranks" in shown[6]

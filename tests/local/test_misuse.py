@@ -6,10 +6,11 @@ import threading
 
 import cloudpickle
 import pytest
-from faults import interrupt_after
+from faults import eventually, in_thread, interrupt_after
 from two_lines import two_lines
 
 import hpcmagic
+from hpcmagic.notebook import following
 from notebooks import shown_by
 
 
@@ -70,7 +71,7 @@ def test_call(session, capsys):
         assert error.value.text.startswith("ZeroDivisionError on rank 2: division by zero")
         big = session.call(bytes, 20_000_000)
         assert "stays on its rank" in repr(big)
-        for what, said in ((5, "a int to call"), (threading.Lock().acquire, "cannot be pickled")):
+        for what, said in ((5, "given 5 to call"), (threading.Lock().acquire, "cannot be pickled")):
             with pytest.raises(hpcmagic.DataError) as error:
                 session.call(what)
             assert said in two_lines(error).message
@@ -104,6 +105,30 @@ def test_ctrl_c_while_a_picture_is_waited_for(session):
         session.steer.field("T")
     assert "Stopped waiting for the simulation of session module" in two_lines(error).message
     assert not handle.done()
+    with pytest.raises(hpcmagic.SteerError) as error:
+        session.steer.set(5)
+    assert two_lines(error).message == "5 has no name."
+    with pytest.raises(hpcmagic.SteerError, match="dt is no parameter"):
+        session.steer.set({"dt": 5})
     session.steer.stop()
     handle.result(timeout=20)
+    session.steer.close()
+
+
+def test_behind_a_paused_simulation(session, lines, monkeypatch):
+    """A cell that waits behind a simulation which somebody has paused says so, with what lets both go on."""
+    monkeypatch.setattr(following, "STANDS_S", 0.3)
+    monkeypatch.setattr(following, "LOOK_S", 0.2)
+    source = "from hpcmagic import steer\nlive = steer.live(comm)\nfor _ in live.steps(10**9): pass"
+    handle = session.run(source, block=False)
+    session.steer.pause()
+    waits = in_thread(lambda: session.run("rank"))
+    said = f"waits behind {handle.name}, whose simulation is paused → `%steer resume`"
+    try:
+        eventually(lambda: any(said in line for line in lines))
+    finally:
+        session.steer.resume()
+        eventually(lambda: "whose simulation is paused" not in lines[-1])
+        session.steer.stop()
+    assert waits().ranks == handle.ranks == (0, 1, 2, 3)
     session.steer.close()

@@ -124,7 +124,6 @@ def test_month_of_two_at_once(cluster, alice):
         )
         both = [subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE, text=True) for name in "ab"]
         ceilings = [float(one.communicate(timeout=80)[0].partition("@ ")[2]) for one in both]
-        from hpcmagic.notebook.budget import known, month_spent
         told(ceilings=ceilings)
         for one in hpcmagic.sessions():
             hpcmagic.attach(one.session).stop()
@@ -226,9 +225,6 @@ def test_factor_changes(cluster, alice):
     assert flat < told["spent"] < double
 
 
-@pytest.mark.parametrize(
-    "line", ["%budget x", "%budget -3", "%budget 0", "%budget 3 4", "%hpc extend", "%hpc extend x"]
-)
 def test_meter(cluster, alice):
     """What the meter shows of a job is what SLURM has of it: rate, ceiling, balance, budget, time left; and its end."""
     cluster.hub("sacctmgr", "-i", "modify", "account", "alice-lab", "set", "GrpTRESMins=billing=5000")
@@ -266,6 +262,9 @@ def test_meter(cluster, alice):
     assert told["after"] == "ended"
 
 
+@pytest.mark.parametrize(
+    "line", ["%budget x", "%budget -3", "%budget 0", "%budget 3 4", "%hpc extend", "%hpc extend x"]
+)
 def test_bad_lines(cluster, alice, line):
     """A line that cannot be is two lines, and no job."""
     _, (told,) = alice(f"""

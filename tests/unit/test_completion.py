@@ -88,7 +88,7 @@ def session(tab, monkeypatch):
         ("%hpc st", ["status", "start", "stop"]),
         ("%hpc hint ", ["on", "off"]),
         ("%hpc hint of", ["off"]),
-        ("%hpc why ", []),
+        ("%hpc why ", ["-h"]),
         ("%hpc vars --a", ["--all"]),
         ("%hpc stop --", ["--orphans"]),
         ("%steer ", ["pause", "step", "resume", "stop"]),
@@ -172,7 +172,7 @@ def test_ranks(tab, session):
     assert tab("%%remote -r 0,2-") == ["0", "1", "2", "3"]
     assert tab("%push alpha --ranks 3") == ["3"]
     session.size = 1000
-    assert tab("%hpc log ") == []
+    assert tab("%hpc log ") == ["-h"]
 
 
 def test_cells(tab, session, monkeypatch):
@@ -242,12 +242,30 @@ def test_in_ipython(shell, use_jedi, text, offered):
 
 
 @pytest.mark.parametrize("use_jedi", [True, False])
-def test_elsewhere(shell, use_jedi):
-    """Anywhere else IPython completes as ever."""
+@pytest.mark.parametrize(
+    "text", ["%hpc stop pri", "%hpc why pri", "%%remote --nodes ", "%%remote --out pri", "%push nothing_of_mi"]
+)
+def test_nothing_to_offer(shell, use_jedi, text, monkeypatch):
+    """Where there is nothing to offer on a line of ours, IPython offers no names of Python's instead."""
+    monkeypatch.setattr("hpcmagic.notebook.completion.session_names", list)
+    shell.Completer.use_jedi = use_jedi
+    assert completed(shell, text) == [text]
+    assert completed(shell, "%hpc stop ") == ["%hpc stop --orphans"]
+    assert completed(shell, "%hpc why ") == ["%hpc why -h"]
+
+
+@pytest.mark.parametrize("use_jedi", [True, False])
+def test_elsewhere(shell, use_jedi, tmp_path, monkeypatch):
+    """Anywhere else IPython completes as ever: in code, and where a path is typed."""
     shell.Completer.use_jedi = use_jedi
     shell.user_ns["here_too"] = 1
     assert "here_too" in completed(shell, "here_t")
     assert "%%remote\nhere_too" in completed(shell, "%%remote\nhere_t")
+    if not use_jedi:  # which knows nothing of magics
+        assert "%remote here_too" in completed(shell, "%remote here_t")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rho.npy").touch()
+    assert "%scatter x --from rho.npy" in completed(shell, "%scatter x --from rh")
 
 
 def attachments(shell):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from two_lines import two_lines
 
-from hpcmagic.errors import CellError, LaunchError, RankError, SessionEnded, StillRunning
+from hpcmagic.errors import CellError, LaunchError, ProfileError, RankError, SessionEnded, StillRunning
 from hpcmagic.keeper.journal import Journal
 from hpcmagic.notebook import cell_list, glance, handles, timeout
 from hpcmagic.notebook.cell_list import Cells, OwnCells, all_cells, from_journal
@@ -680,3 +680,30 @@ def test_lose(session):
     on_its_way.cell.add_done_callback(told.append)
     on_its_way.cell.lose()
     assert (on_its_way.pending.lost, told, on_its_way.cell.state) == ({0, 2}, [on_its_way.cell], "lost")
+
+
+@pytest.mark.parametrize("limit_s", ["x", "5", 0, -1, float("nan"), [1]])
+def test_no_time_limit(limit_s):
+    """What is no time above 0 is refused before a cell is sent."""
+    with pytest.raises(ProfileError) as error:
+        timeout.require_time(limit_s)
+    assert repr(limit_s) in two_lines(error).message
+
+
+@pytest.mark.parametrize("limit_s", [None, 1, 0.5, float("inf")])
+def test_time_limits(limit_s):
+    """No limit, and any number above 0, will do."""
+    timeout.require_time(limit_s)
+
+
+def test_waiting_for_no_time(session):
+    """A time to wait that is none, and a callback that is none, are refused in two lines."""
+    cell = Wire(session, (0,)).cell
+    for call in (cell.wait, cell.result):
+        with pytest.raises(ProfileError) as error:
+            call(timeout="x")
+        assert two_lines(error).message == "timeout='x' is not a time."
+    assert cell.wait(0) is False
+    with pytest.raises(CellError) as error:
+        cell.add_done_callback(5)
+    assert two_lines(error).message == "5 cannot be called."

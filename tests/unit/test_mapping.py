@@ -266,10 +266,10 @@ def test_function_that_cannot_be_pickled():
 @pytest.mark.parametrize(
     ("function", "items", "said"),
     [
-        (squared, 5, "a int is none"),
-        (squared, None, "a NoneType is none"),
-        (5, [1], "a int to call"),
-        ("f", [1], "a str to call"),
+        (squared, 5, "; 5 is none"),
+        (squared, None, "; None is none"),
+        (5, [1], "given 5 to call"),
+        ("f", [1], "given 'f' to call"),
     ],
 )
 def test_what_is_no_map(function, items, said):

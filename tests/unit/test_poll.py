@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +18,10 @@ from hpcmagic.launch.board import CLAIM_S, Board, default_folder
 from hpcmagic.launch.poll import PACE_S, SLOWER, Poll
 from hpcmagic.launch.slurm import SlurmLauncher, _from_squeue
 from hpcmagic.notebook.found import sessions
+from hpcmagic.notebook.orphans import orphans
 from hpcmagic.notebook.session import Session
 from hpcmagic.notebook.status import JobSeen
-from hpcmagic.rendezvous import JobRecord, KeeperState
+from hpcmagic.rendezvous import TERMINATED, JobRecord, KeeperState
 from hpcmagic.testing import FakeClock
 
 AWAY = LaunchError("SLURM does not answer: Unable to contact slurm controller.", "Try again in a minute.")
@@ -197,6 +199,25 @@ def test_never_more(tmp_path_factory, looks, at_its_pace, takes_s, shared):
     for at_s in house.asked_at:
         assert len([one for one in house.asked_at if at_s <= one < at_s + 60]) <= most
     assert len(house.decided) <= 3 * len(kernels) * max(1, len(house.asked_at))
+
+
+def test_known(house):
+    """What is known is told without a question: until it is time to ask again, and of a job that has not ended."""
+    kernel, other = house.kernel(), house.kernel()
+    assert kernel.known("7") is None
+    other.state("7")
+    house.clock.advance(14.9)
+    assert kernel.known("7") == kernel.state("7")
+    assert kernel.known("99") is None
+    with kernel._lock:
+        assert kernel.known("7") is None
+    house.clock.advance(0.2)
+    assert kernel.known("7") is None
+    house.queue = AWAY
+    kernel.state("7")
+    assert (kernel.known("7").phase, kernel.known("7").stale) == ("running", True)
+    assert kernel.known("99").phase == "unknown"
+    assert (len(house.asked_at), house.decided) == (2, [])
 
 
 # ---- what is told
@@ -415,6 +436,30 @@ def test_claimed_by_another(house):
     assert not house.claim.exists()
 
 
+@pytest.mark.parametrize("max_age_s", [FRESH_S, AT_ITS_PACE])
+def test_all_at_once(tmp_path, max_age_s):
+    """Of kernels that want to know at the same moment one asks, and all are told."""
+    for number in range(10):
+        asked, told, together = [], [], threading.Barrier(8)
+
+        def ask(asked=asked):
+            asked.append(1)
+            time.sleep(0.02)
+            return [f"7|{RUNNING}"]
+
+        def look(asks=ask, folder=tmp_path / str(number) / "h", told=told, together=together):
+            poll = Poll(asks, _from_squeue, lambda _: ENDED, board=Board(folder), pause=lambda _: time.sleep(0.002))
+            together.wait(10)
+            told.append(poll.state("7", max_age_s).phase)
+
+        threads = [threading.Thread(target=look) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert (len(asked), told) == (1, ["running"] * 8)
+
+
 def test_stale_claim(house):
     """The claim of a kernel that died over it holds the others up for some seconds only."""
     house.kernel()._board.claim("jobs")
@@ -517,14 +562,16 @@ def test_each_cluster_its_own(monkeypatch):
 
 
 def test_list_of_sessions(desk, said, monkeypatch):
-    """A list of sessions, and of what belongs to none, takes one squeue, however many there are."""
+    """A list of sessions, and of what belongs to none, takes one squeue, however many there are; the next another."""
     for number in range(12):
         held = desk.cell(f"s{number}", nodes=1)
         held.directory.write_record(held.directory.state, KeeperState("ready"))
     said["squeue"] = "".join(f"{number}|{RUNNING}\n" for number in range(1, 13))
     monkeypatch.setattr(desk, "launcher", SlurmLauncher())
-    assert [one.state for one in sessions()] == ["ready"] * 12
-    assert len([command for command, _ in said["asked"] if command[0] == "squeue"]) == 1
+    for times in (1, 2):
+        assert [one.state for one in sessions()] == ["ready"] * 12
+        assert orphans() == []
+        assert len([command for command, _ in said["asked"] if command[0] == "squeue"]) == times
 
 
 def test_what_a_session_asks(desk, monkeypatch):
@@ -556,6 +603,9 @@ class Queue:
         self.gate.wait(10)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
+    def known(self, _job_id):
+        """Nothing without a question."""
+
 
 def seen_by(*answers, clock=None, monkeypatch=None):
     """How a job is seen whose launcher answers so."""
@@ -584,6 +634,16 @@ def test_glance_never_waits():
     seen._asking.join(10)
 
 
+def test_glance_at_what_is_known():
+    """A glance at what is known takes no thread."""
+    seen, queue = seen_by(JobState("pending", "PENDING"))
+    queue.known = lambda _job_id: JobState("running", "RUNNING")
+    before = seen._asking
+    seen.glance()
+    assert seen.state.phase == "running"
+    assert seen._asking is before
+
+
 def test_urgent_look_is_its_own():
     """Who looks now does not take the answer to a glance that was there before."""
     seen, queue = seen_by(JobState("running", "RUNNING"))
@@ -605,6 +665,19 @@ def test_glance_at_the_end():
     ended = JobSeen(queue, JobRecord("slurm", "7", 0.0), ended=True)
     ended.glance()
     assert len(queue.asked) == 2
+
+
+def test_keeper_has_ended(desk):
+    """Once the keeper has ended SLURM, which may know better why, is asked before it is due, until it says so too."""
+    held = desk.cell(nodes=1)
+    seen, queue = seen_by(JobState("running", "RUNNING"), JobState("running", "RUNNING"), ENDED)
+    told = [seen.status(held.directory, held.request, KeeperState("ready"))]
+    for _ in range(5):
+        told.append(seen.status(held.directory, held.request, KeeperState("ended", cause=TERMINATED)))
+        seen._asking.join(10)
+    assert queue.asked == [FRESH_S] * 3
+    assert [one.state for one in told] == ["ready"] + ["ended"] * 5
+    assert told[-1].reason == ENDED.meaning
 
 
 def test_older_answer_changes_nothing(monkeypatch):

@@ -53,6 +53,21 @@ def test_said_before(desk, says, capsys):
     assert "job 1" in after
 
 
+@pytest.mark.parametrize("in_s", [0, 7200, None])
+def test_expected_start(desk, says, capsys, monkeypatch, in_s):
+    """When the job would start stands behind what it costs, where the batch system tells."""
+    begins = time.localtime(time.time() + (in_s or 0))
+    told = "" if in_s is None else time.strftime("%Y-%m-%d %H:%M:%S", begins)
+    monkeypatch.setattr(type(desk.launcher), "expected_start", lambda *_: told)
+    says["scontrol -o show assoc_mgr flags=assoc"] = "Account=lab UserName= GrpTRESMins=billing=5000(4000)"
+    desk.cell(nodes=2, time="30")
+    line = capsys.readouterr().out.splitlines()[0]
+    said = {0: "would start it at once.", 7200: "by what is in the queue now.", None: "left."}
+    assert line.endswith(said[in_s])
+    if in_s == 7200:
+        assert time.strftime("%H:%M", begins) in line
+
+
 def test_nothing_known_nothing_said(desk, capsys):
     """Where SLURM tells nothing of prices nothing is said of them, and the job goes out."""
     desk.cell(nodes=2)

@@ -226,6 +226,7 @@ def test_steering(monkeypatch):
         "began": 0,
         "step": 0,
         "steps": 0,
+        "paused": False,
     }
     made.cell = "one"
     first = steer.live()
@@ -247,6 +248,7 @@ def test_steering(monkeypatch):
         "began": 0,
         "step": 1,
         "steps": 10,
+        "paused": False,
     }
     made.cell_over(failed=False)
     assert not made.watch({})["alive"]
