@@ -17,6 +17,7 @@ nothing.
 from __future__ import annotations
 
 import json
+import math
 import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from hpcmagic.errors import SteerError
 __all__ = ["Live", "live", "replay"]
 
 SHARE = 0.01
+WORDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 Schedule = Mapping[int, Sequence[tuple[str, Any, str]]]  # by step: parameter (no name = stop), value, line of the log
 
 _replayed: list[Schedule] = []  # what the next `live` applies
@@ -220,8 +222,28 @@ class _Replayed(_Alone):
         check: Any = None,  # noqa: ARG002  # it was asked when the log was written
     ) -> Any:
         if name not in self._declared:
-            from hpcmagic.engine.params import declared, require_taken  # a replay's alone
-
-            require_taken(name, declared(name, default, min, max), self._schedule)
             self._declared.add(name)
+            for changed, value, where in (change for changes in self._schedule.values() for change in changes):
+                if changed == name and (why := _misfit(name, value, default, min, max)):
+                    raise SteerError(
+                        f"The steering log does not fit this simulation: {where}: {why}.",
+                        "Mend that line, or the range in `live.param`, and run it again.",
+                    )
         return self._values.get(name, default)
+
+
+def _misfit(name: str, new: Any, default: Any, least: Any, most: Any) -> str:
+    """Say why a parameter does not take a value, in the words of a session (engine/params); nothing if it does."""
+    default = default.item() if hasattr(default, "item") else default
+    kind = next((one for one in WORDS if isinstance(default, one)), None)
+    number = isinstance(new, (int, float)) and not isinstance(new, bool)
+    alike = type(new) is kind or (number and (kind is float or (kind is int and float(new).is_integer())))
+    if kind is None or not alike:
+        return f"{name} takes {WORDS.get(kind, 'nothing')}, not {new!r}"
+    if kind is float and not math.isfinite(new):
+        return f"{name} takes a finite number, not {new}"
+    if number and least is not None and new < least:
+        return f"{name} = {kind(new)!r} is below its least value, {least!r}"
+    if number and most is not None and new > most:
+        return f"{name} = {kind(new)!r} is above its greatest value, {most!r}"
+    return ""

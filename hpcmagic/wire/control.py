@@ -82,6 +82,7 @@ class SessionClient(Lent):
         self._io_loop.add_callback(self._listen)
         self._queue_handlers[REPLY] = self._on_reply
         self._notification_handlers["unregistration_notification"] = self._on_rank_gone
+        self._notification_handlers["shutdown_notification"] = lambda _: None  # the keeper tells it otherwise
 
     def __repr__(self) -> str:
         return f"<SessionClient of {len(self._ids)} ranks>"

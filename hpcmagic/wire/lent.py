@@ -27,6 +27,7 @@ INSTEAD = {
 class Lent(ipyparallel.Client):
     """An ipyparallel client whose ranks are a session's."""
 
+    _ready: bool
     _pending: dict[str, Any]  # the session's own requests that are not answered yet
     flush: Callable[[], None]
     close_presence: Callable[[], None]
@@ -42,7 +43,7 @@ class Lent(ipyparallel.Client):
         super().close(linger=LINGER_MS)
         context.term()
 
-    def close(self, linger: Any = None) -> None:  # noqa: ARG002  # ours is short enough
+    def close(self, linger: Any = None) -> None:
         """Close all sockets; the session connects anew when it needs them.
 
         Raises
@@ -51,6 +52,9 @@ class Lent(ipyparallel.Client):
             Cells of the session are under way over them.
         """
         if self._closed:
+            return
+        if not self._ready:  # it has not come to be connected
+            super().close(linger)
             return
         number = len(self._pending)
         if number:

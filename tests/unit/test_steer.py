@@ -137,6 +137,7 @@ def test_malformed_log(log, text):
         (20.0, "dt = 20.0 is above its greatest value, 10.0"),
         (-1, "dt = -1.0 is below its least value, 0.0"),
         ("fast", "dt takes a number, not 'fast'"),
+        (float("inf"), "dt takes a finite number, not inf"),
     ],
 )
 def test_log_that_does_not_fit(make, log, new, said):
@@ -147,6 +148,32 @@ def test_log_that_does_not_fit(make, log, new, said):
     with pytest.raises(SteerError) as caught:
         live.param("dt", 1.0, min=0.0, max=10.0)
     assert two_lines(caught).message == f"The steering log does not fit this simulation: {file}, line 3: {said}."
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("default", "new", "said"),
+    [
+        (3, 4.0, ""),
+        (3, 4.5, "p takes a whole number, not 4.5"),
+        (3, float("inf"), "p takes a whole number, not inf"),
+        (3, True, "p takes a whole number, not True"),
+        (np.float32(0.5), 1, ""),
+        (True, False, ""),
+        (True, 1, "p takes True or False, not 1"),
+        ("up", "down", ""),
+        ("up", 1, "p takes a text, not 1"),
+    ],
+)
+def test_log_of_other_types(make, log, default, new, said):
+    """What a log may set a parameter to is the same in a session and outside."""
+    steer.replay(log(line(0, "p", new)))
+    live = make()
+    if said:
+        with pytest.raises(SteerError, match=said):
+            live.param("p", default)
+    else:
+        assert [live.param("p", default) for _ in live.steps(1)] == [new]
 
 
 def test_damaged_line_named(log):
