@@ -23,11 +23,13 @@ demo: $(VENV)/.has-$(DEMO) ## run the quickstart notebook on four ranks of this 
 test: packages $(VENV)/.has-test ## lint, then every test; as root with a real SLURM, else it says what is missing
 	@mkdir -p build; failed=; \
 	{ linted=0; $(MAKE) --no-print-directory lint || linted=1; \
-	  $(BIN)/python -m pytest tests/unit && [ $$linted = 0 ]; } \
-	  >build/unit.txt 2>&1 & beside=$$!; \
-	$(BIN)/python tests/steady.py tests/slurm tests/local tests/browser || failed=1; \
+	  $(BIN)/python -m pytest tests/unit || linted=1; \
+	  $(BIN)/python tests/steady.py tests/local tests/browser && [ $$linted = 0 ]; } \
+	  >build/beside.txt 2>&1 & beside=$$!; \
+	$(BIN)/python tests/steady.py tests/slurm || failed=1; \
+	echo "Beside these: lint, the unit tests, those on this machine's own engines and in a browser"; \
+	tail -n +1 --follow --pid=$$beside build/beside.txt; \
 	wait $$beside || failed=1; \
-	echo "Beside these, lint and the unit tests:"; cat build/unit.txt; \
 	[ -z "$$failed" ]
 
 faults: packages $(VENV)/.has-test ## the faults that take minutes to come about: a walltime, a network cut, a lost node

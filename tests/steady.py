@@ -7,13 +7,15 @@ fails the run, and so do more than a few that fail once: that is no accident of 
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 A_FEW = 3
-CACHE = Path("build/pytest").resolve()
+CACHE = Path(f"build/pytest-{os.getpid()}").resolve()
 
 
 def run(*arguments):
@@ -22,7 +24,15 @@ def run(*arguments):
 
 
 def main(arguments):
-    shutil.rmtree(CACHE, ignore_errors=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that puts it in the background has it ignored
+    try:
+        return twice(arguments)
+    finally:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def twice(arguments):
+    """Run them, and a few that failed once more; give pytest's exit status."""
     status = run(*arguments)
     record = CACHE / "v" / "cache" / "lastfailed"
     if status != 1 or not record.exists():

@@ -27,7 +27,7 @@ from hpcmagic.notebook.found import Found, all_found, everywhere, put_aside
 from hpcmagic.notebook.output import clock
 from hpcmagic.notebook.spending import Metered, charged_minutes, local_quote
 from hpcmagic.profiles import Resources, walltime_s
-from hpcmagic.rendezvous import Limits, SessionDirectory
+from hpcmagic.rendezvous import Limits, SessionDirectory, require_private
 
 MONTH = "month"
 WARNED_AT = 0.8
@@ -87,9 +87,12 @@ def known() -> dict[str, Budget]:
     ------
     LaunchError
         The file is damaged: a budget that cannot be read cannot be held.
+    ProfileError
+        Others may read or write it.
     """
     path = budget_file()
     try:
+        require_private(path)
         return {name: Budget(**told) for name, told in json.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}

@@ -143,7 +143,8 @@ class DataVerbs:
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> PerRank:
         """Call a function once on every rank, with the same arguments; give what it returns on each.
 
-        `rank`, `size` and `comm` are there for it as they are in a cell.
+        `rank`, `size` and `comm` are there for it as they are in a cell. If it raises on some ranks while others wait
+        for these in MPI, the line below says so; Ctrl-C then ends it with the error.
 
         Raises
         ------

@@ -193,10 +193,7 @@ def running_line(cell: Cell, elapsed_s: float) -> str:
     """Say how a cell goes: who has answered, who raised, who is missing, for how long."""
     pending = cell.pending
     missing, total = cell.missing(), len(cell.ranks)
-    replies = list(pending.replies.values()) if pending is not None else []
-    raised = [reply for reply in replies if reply.raised is not None]
-    names = " ".join(sorted({r.raised.name for r in raised if r.raised is not None}))
-    fault = f" ({output.ranks_in_words(r.rank for r in raised)} raised {names})" if raised else ""
+    fault = output.fault_in_words(pending.replies if pending is not None else {})
     waiting = f"{total - len(missing)} of {total} done{fault}, waiting for {output.ranks_in_words(missing)}"
     state = f"running on {output.count(total, 'rank')}" if len(missing) == total else waiting
     return f"{state}, {output.clock(int(elapsed_s))}"

@@ -157,6 +157,12 @@ def _error_block(members: Sequence[tuple[int, Raised]], size: int) -> str:
     return "\n".join(lines)
 
 
+def fault_in_words(replies: Mapping[int, Reply]) -> str:
+    """Say which ranks have raised what so far, in brackets; nothing while all goes well."""
+    raised = {rank: reply.raised.name for rank, reply in list(replies.items()) if reply.raised is not None}
+    return f" ({ranks_in_words(raised)} raised {' '.join(sorted(set(raised.values())))})" if raised else ""
+
+
 class StatusLine:
     """One line that is updated in place: in a notebook, in a terminal, and sparingly where neither is."""
 

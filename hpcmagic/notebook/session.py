@@ -353,10 +353,11 @@ class Session(DataVerbs, Lifespan):
         try:
             while not pending.wait(LOOK_S):
                 self.look(time.monotonic())
-                missing = output.ranks_in_words(pending.missing())
+                missing = output.ranks_in_words(pending.missing()) + output.fault_in_words(pending.replies)
                 line.update(f"waiting for {missing}, {output.clock(int(time.monotonic() - began_s))}")
         except KeyboardInterrupt:
             self.control_path().withdraw(pending)
+            self.raise_errors([*pending.replies.values()])  # who waits in MPI for one that raised waits for ever
             missing = output.ranks_in_words(pending.missing())
             raise CellError(f"Stopped waiting for {missing}; what was asked is withdrawn.", "Try again.") from None
         finally:

@@ -11,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 from faults import eventually, soon
+from jupyter_client.manager import start_new_kernel
 from two_lines import two_lines
 
 import hpcmagic
@@ -191,6 +192,25 @@ def test_display_that_is_final(home):
     assert shown.strip().endswith("\ncell 2: done\n[0] 0\n[1] 10")
     assert "running on 2 ranks" in left
     assert left.strip().endswith("(when this was shown last)")
+
+
+def test_display_when_the_kernel_ends(home):
+    """When a kernel ends, the display of a cell that runs on is drawn once more, and says that it may be old."""
+    manager, client = start_new_kernel(cwd=str(home))
+    shown = []
+    try:
+        client.execute_interactive("%load_ext hpcmagic", timeout=60)
+        client.execute_interactive("%%remote -a --nodes 1 --keep\nimport time; time.sleep(600)", timeout=60)
+        manager.request_shutdown()
+        while not shown or "when this was shown last" not in shown[-1]:
+            message = client.get_iopub_msg(timeout=20)
+            if message["msg_type"] == "update_display_data":
+                shown.append(message["content"]["data"]["text/plain"])
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()
+    assert "running on 1 rank" in shown[-1]
 
 
 # ---- every cell of the session

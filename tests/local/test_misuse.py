@@ -132,3 +132,23 @@ def test_behind_a_paused_simulation(session, lines, monkeypatch):
         session.steer.stop()
     assert waits().ranks == handle.ranks == (0, 1, 2, 3)
     session.steer.close()
+
+
+def test_call_that_waits_for_ever(own_session, lines):
+    """While ranks wait for one that has raised, the line names it; Ctrl-C ends the call with its error."""
+    session = own_session(nodes=2)
+
+    def fails():
+        if rank == 0:  # noqa: F821
+            raise ValueError("mine")
+        comm.Barrier()  # noqa: F821
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    interrupt_after(3.0)
+    with pytest.raises(hpcmagic.RankError) as error:
+        session.call(fails)
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert error.value.text.startswith("ValueError on rank 0: mine")
+    assert any("waiting for rank 1 (rank 0 raised ValueError)" in line for line in lines)
+    session.restart()
+    assert session.run("rank").ranks == (0, 1)

@@ -107,7 +107,7 @@ def test_from_ipyparallel(sessions):
     by_source = {cell.source: texts(nbformat.v4.new_notebook(cells=[cell])) for cell in notebook.cells}
     assert by_source['session.gather("x")'].strip() == by_source['dview.gather("x", block=True)'].strip()
     assert by_source["session.map(f, items)"] == by_source["lview.map_sync(f, items)"] == str(list(range(1, 9)))
-    assert by_source['session.run("f(3)")'] == "[0-3] 4"
+    assert by_source["session.call(f, 3)"] == "[0-3] 4"
     assert by_source["rc.ids"] == "[0, 1, 2, 3]"
     assert len(rows("from-ipyparallel.md")) >= 15
 

@@ -80,6 +80,15 @@ def test_damaged(text, says):
     assert "damaged" in str(two_lines(caught))
 
 
+def test_open_to_others(says):
+    """A file that others may write sets no budget, and its mode is named."""
+    budget.remember("a", Budget(20.0, 100.0))
+    budget.budget_file().chmod(0o666)
+    with pytest.raises(ProfileError) as caught:
+        budget.applied("a", asked())
+    assert "chmod 600" in str(two_lines(caught))
+
+
 # ---- how it cuts
 
 

@@ -11,6 +11,7 @@ from hpcmagic.notebook import verbs
 from hpcmagic.notebook.magics import HpcMagics
 from hpcmagic.notebook.orphans import Orphan
 from hpcmagic.notebook.status import Status
+from hpcmagic.notebook.steer_line import settings
 from hpcmagic.notebook.verbs import HPC, VERBS, table
 from hpcmagic.profiles import every
 
@@ -109,6 +110,14 @@ def test_verb_guessed(magics, word, meant):
         magics.hpc(word)
     assert (f"Did you mean `{meant}`? " in two_lines(error).mend) == bool(meant)
     assert ("Did you mean" in error.value.mend) == bool(meant)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("puase", "pause"), ("resum", "resume"), ("zzz", "")])
+def test_word_of_steer_guessed(word, meant):
+    """So is a word of `%steer`."""
+    with pytest.raises(ProfileError) as error:
+        settings(word)
+    assert (f"Did you mean `{meant}`? " in two_lines(error).mend) == bool(meant)
 
 
 @pytest.mark.parametrize("line", ["stop lng", "attach lng", "log"])
