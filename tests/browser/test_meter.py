@@ -59,10 +59,10 @@ def on_top(shown):
 
 @pytest.fixture
 def running(notebook):
-    """Open a notebook with a session of two ranks, and wait for its row."""
+    """Open a notebook with a session of two ranks, with an hour left if need be, and wait for its row."""
 
-    def start(*more):
-        book = notebook(LOAD, *more)
+    def start(*more, hour=False):
+        book = notebook(f"{LOOKS_LIKE.format('left_s=3600.0')}\n{LOAD}" if hour else LOAD, *more)
         book.run(0)
         row(book, state="ready")
         return book
@@ -84,7 +84,7 @@ def test_in_sight(running):
         assert on_top(shown)
     for words in ("core-hours", "2 an hour", "no walltime", "idle waste"):
         shown.locator("dl").get_by_text(words).first.wait_for()
-    assert shown.get_by_role("button", name="30 minutes more").is_visible()
+    assert not shown.get_by_role("button", name="30 minutes more").is_visible()  # there is no walltime here
     book.run(2)
     shown.wait_for(state="detached")
     book.run(3)
@@ -96,7 +96,7 @@ def test_in_sight(running):
 
 def test_kernel_busy(running):
     """While a cell keeps the kernel busy the numbers go on, a click is answered, and stop, once confirmed, ends it all."""
-    book = running("meter.LINGERS_S = 1.0", BUSY)
+    book = running("meter.LINGERS_S = 1.0", BUSY, hour=True)
     page = book.page
     book.run(1)
     book.run(2, wait=False)
@@ -155,7 +155,7 @@ def test_folded(running):
 
 def test_keys_and_names(running):
     """Each control has a name and can be reached by Tab, keys are no shortcuts of JupyterLab's, what changes is told aloud."""
-    book = running()
+    book = running(hour=True)
     page, shown = book.page, row(book)
     cells = page.evaluate("() => window.book.content.widgets.length")
     stop = shown.get_by_role("button", name="stop session")
@@ -178,7 +178,7 @@ def test_keys_and_names(running):
 
 def test_two_notebooks(running, notebook, page, lab):
     """Two sessions are two rows; two notebooks on one session one row, that stays when one of them goes; two tabs each have it."""
-    one, other = running(), running()
+    one, other = running(hour=True), running()
     assert row(one).count() == row(other).count() == 1
     name = row(one).get_attribute("data-session")
     third = notebook(f"%load_ext hpcmagic\n%hpc attach {name}", "%meter off")
@@ -200,7 +200,7 @@ def test_two_notebooks(running, notebook, page, lab):
 
 def test_kernel_silent(running):
     """A click that the kernel does not take at once waits, and says so; the row of a kernel that was killed says since when it is stale, and goes on; the next kernel takes its place."""
-    book = running(NOT_AT_ONCE)
+    book = running(NOT_AT_ONCE, hour=True)
     page = book.page
     book.run(1)
     shown = row(book, feeds=1, silent=2.5)
