@@ -24,12 +24,13 @@ test: packages $(VENV)/.has-test ## lint, then every test; as root with a real S
 	@mkdir -p build; failed=; \
 	{ linted=0; $(MAKE) --no-print-directory lint || linted=1; \
 	  $(BIN)/python -m pytest tests/unit || linted=1; \
-	  $(BIN)/python tests/steady.py tests/local tests/browser && [ $$linted = 0 ]; } \
-	  >build/beside.txt 2>&1 & beside=$$!; \
+	  $(BIN)/python tests/steady.py tests/browser && [ $$linted = 0 ]; } >build/beside.txt 2>&1 & beside=$$!; \
+	$(BIN)/python tests/steady.py tests/local >build/local.txt 2>&1 & here=$$!; \
 	$(BIN)/python tests/steady.py tests/slurm || failed=1; \
-	echo "Beside these: lint, the unit tests, those on this machine's own engines and in a browser"; \
-	tail -n +1 --follow --pid=$$beside build/beside.txt; \
-	wait $$beside || failed=1; \
+	echo "Beside these, lint, the unit tests, and those in a browser:"; \
+	tail -n +1 --follow --pid=$$beside build/beside.txt; wait $$beside || failed=1; \
+	echo "Beside these, the tests on engines of this machine:"; \
+	tail -n +1 --follow --pid=$$here build/local.txt; wait $$here || failed=1; \
 	[ -z "$$failed" ]
 
 faults: packages $(VENV)/.has-test ## the faults that take minutes to come about: a walltime, a network cut, a lost node
