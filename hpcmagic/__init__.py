@@ -113,13 +113,15 @@ def cost(session: str | None = None, **options: object) -> Bill:
     return bill(session, **options)
 
 
-def budget(limit: float | None, session: str | None = None, *, month: bool = False, **options: object) -> str:
+def budget(
+    limit: float | str | None = "", session: str | None = None, *, month: bool = False, **options: object
+) -> str:
     """Bound what a session, or a month, may cost; say how it stands.
 
     Parameters
     ----------
     limit
-        In the site's unit; on this machine in core-hours. None = no bound.
+        In the site's unit; on this machine in core-hours. None = no bound; left out, it stays as it is.
     session
         Its name, whether it runs or is still to be started; None = this notebook's.
     month
@@ -136,7 +138,11 @@ def budget(limit: float | None, session: str | None = None, *, month: bool = Fal
     """
     from hpcmagic.notebook import lifespan
 
-    return lifespan.set_month(limit) if month else lifespan.set_named(limit, session, **options)
+    if not month or limit == "":
+        return lifespan.budget_of(session, limit, **options)
+    if session is not None:
+        raise ProfileError("A month's budget is of all sessions.", "Leave `session` out, or `month`.")
+    return lifespan.set_month(limit)  # type: ignore[arg-type]  # texts that are numbers are taken
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -50,6 +50,7 @@ class Keeper:
         self.job_began_s = time.monotonic()
         self.idle = Idle(request.idle_limit_s, self.job_began_s)
         self.allowance, self._limits_at_s = Allowance(), 0.0
+        self.works = False  # whether a cell ran since the last look
         here = socket.gethostname().partition(".")[0]
         self.state = KeeperState(
             "starting",
@@ -167,7 +168,8 @@ class Keeper:
     def _overspent(self) -> str:
         """Give the cause of the end when the budget is spent, whatever the ranks do; note whether a cell runs."""
         now = time.monotonic()
-        self.idle.note(now, busy=self.controller.busy())
+        self.works = self.controller.has_worked()
+        self.idle.note(now, busy=self.works)
         if now >= self._limits_at_s:
             self._limits_at_s = now + LIMITS_S
             with contextlib.suppress(HpcMagicError):  # it is damaged: what was known holds
@@ -188,8 +190,8 @@ class Keeper:
             self.restart()
             return ""
         self._tell_news()
-        now, busy = time.monotonic(), self.controller.busy()
-        return self.watch.decide(now, clients=len(self.controller.presence.names), busy=busy) or self.idle.cause(now)
+        now, clients = time.monotonic(), len(self.controller.presence.names)
+        return self.watch.decide(now, clients=clients, busy=self.works) or self.idle.cause(now)
 
     def _fall(self, how: str) -> str:
         """Hold the job without its ranks, for a restart; where that cannot be, give the cause of the end."""
@@ -267,7 +269,8 @@ class Keeper:
     def end(self, cause: str) -> int:
         """Say why, end the ranks, forget the keys."""
         if self.state.phase == "fallen":
-            cause = self.state.cause
+            own = cause.endswith(OWN_LIMITS)
+            cause = f"{self.state.cause}; held for a restart, {cause}" if own else self.state.cause
         if hasattr(self, "controller"):
             self.note_last_words()
         with contextlib.suppress(HpcMagicError):  # whoever stopped us may have put the directory aside

@@ -117,6 +117,7 @@ class Controller(ipp_controller.IPController):
         self.registered: Callable[[], None] = lambda: None
         self.verbs: dict[str, Callable[[], None]] = {}  # what notebooks may ask of the keeper: RESTART, DUMP, KEEP
         self.requests: dict[str, set[str]] = {}  # by cell: those that are not answered
+        self._worked = False  # whether anything was asked of a rank since somebody looked
         self.journal = Journal(directory.cells)
 
     def initialize(self, argv: Any = None) -> None:
@@ -179,6 +180,7 @@ class Controller(ipp_controller.IPController):
         stock = dict(hub.monitor_handlers)
 
         def on_request(idents: Any, message: Any) -> None:
+            self._worked = True
             header = self.session.unpack(message[1])
             if header["msg_type"] != REQUEST:
                 stock[b"in"](idents, message)
@@ -273,6 +275,11 @@ class Controller(ipp_controller.IPController):
     def busy(self) -> bool:
         """Whether a cell runs or waits on any rank."""
         return bool(self.hub.pending)
+
+    def has_worked(self) -> bool:
+        """Whether a cell runs or waits, or one has since this was asked last, however short."""
+        worked, self._worked = self._worked or self.busy(), False
+        return worked
 
 
 @contextlib.contextmanager

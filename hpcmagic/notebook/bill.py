@@ -20,10 +20,11 @@ from hpcmagic.launch.charges import Accounted, Balance
 from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.buying import left_in_words
-from hpcmagic.notebook.found import ASK_AT_ONCE, Found, all_found, everywhere, put_aside, ran_here_s, status_of_found
+from hpcmagic.notebook.found import ASK_AT_ONCE, Found, all_found, everywhere, put_aside, status_of_found
 from hpcmagic.notebook.idle import busy_s
 from hpcmagic.notebook.output import clock, count
 from hpcmagic.notebook.spending import charged_minutes, quote_of
+from hpcmagic.notebook.status import ran_here_s
 
 WEEK_DAYS = 7
 BAR = 40  # characters
@@ -240,9 +241,9 @@ def _made(
 def _local_run(found: Found) -> tuple[str, float]:
     """Give the state of a session on this machine, and how long it ran: an ended one until its keeper's last word."""
     if found.directory.is_aside():
-        return "ended", ran_here_s(found)
+        return "ended", ran_here_s(found.directory, found.job) if found.job is not None else 0.0
     status = status_of_found(found)
-    return status.state, ran_here_s(found) if status.state == "ended" else status.elapsed_s
+    return status.state, status.elapsed_s
 
 
 def _week(unit: Unit) -> Week | None:

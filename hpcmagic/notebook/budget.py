@@ -10,30 +10,34 @@ what accounting says of every job of yours since the first, and for those that r
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from hpcmagic.cost import S_PER_HOUR, S_PER_MINUTE, Quote, amount
+from hpcmagic.cost import S_PER_HOUR, S_PER_MINUTE, Quote, Unit, amount
 from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
 from hpcmagic.launch import charges
-from hpcmagic.launch.board import Board
+from hpcmagic.launch.board import Board, default_folder
 from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
 from hpcmagic.notebook.bill import Entry, entries
-from hpcmagic.notebook.found import Found, all_found, everywhere, put_aside
+from hpcmagic.notebook.found import Found, all_found, everywhere, find, put_aside
 from hpcmagic.notebook.output import clock
-from hpcmagic.notebook.spending import Metered, charged_minutes, local_quote
-from hpcmagic.profiles import Resources, walltime_s
+from hpcmagic.notebook.spending import Metered, charged_minutes, local_quote, quote_of
+from hpcmagic.notebook.status import ran_here_s
+from hpcmagic.profiles import Resources, resolve, walltime_s
 from hpcmagic.rendezvous import Limits, SessionDirectory, require_private
 
 MONTH = "month"
+MONTH_KEY = ""  # of its budget, among those of sessions
 WARNED_AT = 0.8
-END_S = (1.0, 5.0)  # so long before the last unit is spent the keeper ends the job: the least, and the most …
+END_S = (1.0, 10.0)  # so long before the last unit is spent the keeper ends the job: the least, and the most …
 END_SHARE = 0.02  # … of this share of what it may run
-TURN_S = 20.0  # how long to wait until another kernel has bought
+TURN_S = 20.0  # how long to wait until another kernel has bought …
+WRITE_S = 5.0  # … or has written
 LEAST_S = {"slurm": 60.0, "local": 10.0}  # less is no session: SLURM counts walltimes in minutes
 
 
@@ -44,16 +48,25 @@ class Budget:
     Attributes
     ----------
     limit
-        In the site's unit; on this machine, where nobody charges, in core-hours.
+        In `unit`: the site's; on this machine, where nobody charges, core-hours.
     since
         Seconds since the epoch: earlier jobs do not count.
     spent
-        By job: what those have cost that are over, as far as it was seen.
+        By job: what those have cost that are over, as far as that is certain.
+    unit
+        Empty until a job tells it.
     """
 
     limit: float
     since: float
     spent: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = (self.limit, self.since, *self.spent.values())
+        sound = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
+        if not sound or self.limit <= 0 or not isinstance(self.unit, str):
+            raise ValueError(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +76,17 @@ class Left:
     what: str  # session | month
     limit: float
     spent: float
+    unit: str = ""
 
     @property
     def left(self) -> float:
         """What may still be spent."""
         return self.limit - self.spent
 
-    def in_words(self, unit: str) -> str:
+    def in_words(self) -> str:
         """Say it."""
         whose = "this month's budget" if self.what == MONTH else "the session's budget"
-        return f"{whose} of {amount(self.limit)} {unit}"
+        return f"{whose} of {amount(self.limit)} {self.unit or 'units'}"
 
 
 def budget_file() -> Path:
@@ -102,13 +116,42 @@ def known() -> dict[str, Budget]:
         ) from None
 
 
+def change(name: str, how: Callable[[Budget | None], Budget | None]) -> None:
+    """Write a budget down as it is to be after what it is now; None = there is none. Kernels take turns."""
+    path = budget_file()
+    with _alone("budgets", WRITE_S):
+        budgets = known()
+        budgets_after = {**budgets, name: how(budgets.get(name))}
+        kept = {key: asdict(one) for key, one in budgets_after.items() if one is not None}
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        SessionDirectory(path.parent).write(path, json.dumps(kept, indent=1))
+
+
 def remember(name: str, budget: Budget | None) -> None:
     """Write a budget down, or forget it."""
-    path = budget_file()
-    budgets = {**known(), name: budget}
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = {key: asdict(one) for key, one in budgets.items() if one is not None}
-    SessionDirectory(path.parent).write(path, json.dumps(kept, indent=1))
+    change(name, lambda _before: budget)
+
+
+@contextlib.contextmanager
+def _alone(what: str, most_s: float) -> Iterator[None]:
+    """Let one kernel of this host do something at a time; who has waited for too long goes on all the same."""
+    board, until_s = _board(default_folder()), time.monotonic() + most_s
+    while not board.claim(what) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        board.release(what)
+
+
+@functools.lru_cache(maxsize=4)  # one that is kept notices a claim whose owner is dead
+def _board(folder: Path) -> Board:
+    return Board(folder)
+
+
+def in_turn() -> contextlib.AbstractContextManager[None]:
+    """Where a month's budget binds, let one kernel of this host buy at a time: what it buys counts for the next."""
+    return _alone("buying", TURN_S) if MONTH_KEY in known() else contextlib.nullcontext()
 
 
 def checked(limit: object) -> float:
@@ -137,15 +180,32 @@ def left_of(name: str, quote: Quote | None, root: Path) -> list[Left]:
     ----------
     root
         Where the directories of such sessions lie.
+
+    Raises
+    ------
+    ProfileError
+        A budget is in another unit than the session's job is charged in.
     """
-    budgets = known()
-    found = []
+    budgets, found = known(), []
     if (own := budgets.get(name)) is not None:
-        own = _with_ended(name, own, root)
-        found.append(Left("session", own.limit, sum(own.spent.values())))
-    if (month := budgets.get("")) is not None and quote is not None and not _here(quote):
-        found.append(Left(MONTH, month.limit, month_spent(name, quote)))
+        unit = _unit(name, own, quote)
+        found.append(Left("session", own.limit, _spent(name, own, root), unit))
+    if (month := budgets.get(MONTH_KEY)) is not None and quote is not None and not _here(quote):
+        found.append(Left(MONTH, month.limit, month_spent(name, quote.units), _unit("", month, quote)))
     return found
+
+
+def _unit(name: str, budget: Budget, quote: Quote | None) -> str:
+    """Give the unit that a budget is in; the first job that it binds tells it."""
+    if quote is None or budget.unit == quote.unit:
+        return budget.unit
+    if budget.unit:
+        raise ProfileError(
+            f"The budget of {amount(budget.limit)} is in {budget.unit}, and this job is charged in {quote.unit}.",
+            f"`%budget off{'' if name else ' --month'}` takes it away; then set it anew.",
+        )
+    change(name, lambda now: None if now is None else replace(now, unit=quote.unit))
+    return quote.unit
 
 
 def quote_for(resources: Resources) -> Quote | None:
@@ -164,7 +224,7 @@ def begin(session: Metered | None) -> float:
 
 
 def budgets_of(session: Metered, quote: Quote | None) -> list[Left]:
-    """Say how the budgets stand that bind a session which is there, without its own job."""
+    """Say how the budgets stand that bind a session which is there, without its own job while that runs."""
     path = session.directory.path.parent
     return left_of(session.request.session, quote, path.parent if session.directory.is_aside() else path)
 
@@ -173,17 +233,44 @@ def _here(quote: Quote) -> bool:
     return not quote.partition  # nobody charges on this machine
 
 
-def _with_ended(name: str, budget: Budget, root: Path) -> Budget:
-    """Add what jobs of a session have cost that are over by now, and write it down: their directories do not stay."""
-    past = [
-        one for one in put_aside(session_dir=str(root)) if one.request.session == name and _since(one) >= budget.since
-    ]
-    told = {_key(one): entry.spent or 0.0 for one, entry in zip(past, entries(past), strict=True)}
-    if not told.keys() - budget.spent.keys():
-        return budget
-    budget = replace(budget, spent={**budget.spent, **told})
-    remember(name, budget)
-    return budget
+def settle() -> None:
+    """Write down what the jobs of every budget have cost that are over: their directories do not stay for ever."""
+    for name, budget in known().items():
+        if name:
+            _spent(name, budget, Resources().directory)
+
+
+def _spent(name: str, budget: Budget, root: Path) -> float:
+    """Give what jobs of a session have cost that are over; what is certain of that is written down."""
+    past = [one for one in _past(name, root) if _since(one) >= budget.since]
+    costs = dict(zip(map(_key, past), map(_cost, past, entries(past)), strict=True))
+    certain = {key: cost for key, (cost, sure) in costs.items() if sure}
+    if certain.items() - budget.spent.items():
+        change(name, lambda now: None if now is None else replace(now, spent={**now.spent, **certain}))
+    return sum({**budget.spent, **{key: cost for key, (cost, _) in costs.items()}}.values())
+
+
+def _past(name: str, root: Path) -> list[Found]:
+    """Give the sessions of a name that are over, wherever your profiles keep them."""
+    places = {str(root): str(root), **{str(place.directory): str(place.directory) for place in everywhere()}}
+    found = []
+    for place in places:
+        found += [one for one in put_aside(session_dir=place) if one.request.session == name]
+        there = find(resolve({"session_dir": place}), name)
+        if there is not None and not there.half and there.keeper is not None and there.keeper.phase == "ended":
+            found.append(there)
+    return found
+
+
+def _cost(found: Found, entry: Entry) -> tuple[float, bool]:
+    """Give what a session has cost that is over, and whether that is certain; if not, the most that it can have."""
+    if entry.spent is not None and (entry.confirmed is not None or found.request.launcher == "local"):
+        return entry.spent, True
+    quote = quote_of(found.directory, found.request)
+    if quote is None or found.job is None:
+        return entry.spent or 0.0, False
+    most_s = min(ran_here_s(found.directory, found.job), quote.walltime_s or math.inf)
+    return max(entry.spent or 0.0, quote.cost(most_s).spent), False
 
 
 def _since(found: Found) -> float:
@@ -194,18 +281,22 @@ def _key(found: Found) -> str:
     return f"{found.request.launcher} {found.job.job_id if found.job is not None else ''} {_since(found):.0f}"
 
 
-def month_spent(name: str, quote: Quote) -> float:
+def month_spent(name: str, units: Unit) -> float:
     """Give what this month has cost, in units: jobs that are over, and of those that run all they may cost."""
-    running = {entry.job: entry for entry in _running() if entry.session != name and entry.job}
-    own = next((entry.job for entry in _running() if entry.session == name), "")
-    ceilings = {job: _ceiling(entry) for job, entry in running.items()}
-    first = time.strftime("%Y-%m-01")
-    told = charges.BOOKS.jobs_from(first, wait_s=QUERY_TIMEOUT_S)
+    running = _running()
+    own = next((entry.job for entry in running if entry.session == name), "")
+    ceilings = {entry.job: _ceiling(entry) for entry in running if entry.session != name and entry.job}
+    told = charges.BOOKS.jobs_from(first_of_month(), wait_s=QUERY_TIMEOUT_S)
     if told is None:  # no accounting: what is known here
         past = [one for one in put_aside() if one.request.launcher == "slurm" and _in_month(one)]
-        return sum(entry.spent or 0.0 for entry in entries(past)) + sum(ceilings.values())
+        return sum(cost for cost, _ in map(_cost, past, entries(past))) + sum(ceilings.values())
     over = (job for job in told if job.job_id not in ceilings and job.job_id != own)
-    return sum(quote.units.of(charged_minutes(job) or 0.0) for job in over) + sum(ceilings.values())
+    return sum(units.of(charged_minutes(job) or 0.0) for job in over) + sum(ceilings.values())
+
+
+def first_of_month() -> str:
+    """Give when this month began, in a form of sacct's."""
+    return time.strftime("%Y-%m-01")
 
 
 def _running() -> list[Entry]:
@@ -222,21 +313,6 @@ def _in_month(found: Found) -> bool:
     return time.localtime(_since(found))[:2] == time.localtime()[:2]
 
 
-@contextlib.contextmanager
-def in_turn() -> Iterator[None]:
-    """Where a month's budget binds, let one kernel of this host buy at a time: what it buys counts for the next."""
-    if "" not in known():
-        yield
-        return
-    board, until_s = Board(), time.monotonic() + TURN_S
-    while not board.claim("buying") and time.monotonic() < until_s:
-        time.sleep(0.1)
-    try:
-        yield
-    finally:
-        board.release("buying")
-
-
 def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
     """Cut the walltime that is asked for, so that the job cannot overrun a budget, and say so.
 
@@ -249,6 +325,7 @@ def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
     """
     if not known():
         return resources, None
+    settle()
     quote = quote_for(resources)
     stands = left_of(name, quote, resources.directory)
     if not stands:
@@ -265,16 +342,16 @@ def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
     run_s = tight.left / a_second
     if run_s < LEAST_S[resources.launcher]:
         raise BudgetSpent(
-            f"{_sentence(tight.in_words(quote.unit))} has {amount(max(0.0, tight.left))} left, "
+            f"{_sentence(tight.in_words())} has {amount(max(0.0, tight.left))} left, "
             f"and this session costs {amount(a_second * S_PER_HOUR)} an hour: nothing was started.",
-            f"Allow more, e.g. `%budget {amount(2 * tight.limit)}{_flag(tight)}`, or ask for less.",
+            f"Allow more, e.g. `%budget {2 * tight.limit:.6g}{_flag(tight)}`, or ask for less.",
         )
     asked_s = walltime_s(resources.time) if resources.launcher == "slurm" else None
     if resources.launcher == "slurm" and (asked_s is None or asked_s > run_s):
         minutes = int(run_s // S_PER_MINUTE)
         of = f"the {clock(asked_s)} that was asked for" if asked_s else "no limit"
         allowed = clock(minutes * S_PER_MINUTE)
-        print(f"{_sentence(tight.in_words(quote.unit))} allows a walltime of {allowed}, instead of {of}.")
+        print(f"{_sentence(tight.in_words())} allows a walltime of {allowed}, instead of {of}.")
         resources = resources.with_origin("by the budget", time=str(minutes))
     return resources, limits(tight, quote.unit, run_s)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpcmagic.errors import ProfileError
 from hpcmagic.notebook import frontend
+from hpcmagic.notebook.budget import checked
 from hpcmagic.notebook.found import find_anywhere
-from hpcmagic.notebook.lifespan import in_words, set_budget, set_month
+from hpcmagic.notebook.lifespan import in_words, own_name, set_budget, set_month
 from hpcmagic.notebook.options import HelpAsked, OptionParser
 from hpcmagic.notebook.verbs import here
 
@@ -43,27 +43,21 @@ def budget(magics: HpcMagics, line: str) -> None:
         What is allowed is spent already.
     """
     try:
-        options = PARSER.parse(line.rstrip("; ").split())
+        options = PARSER.parse(magics.shell.var_expand(line).rstrip("; ").split())
     except HelpAsked:
         print(HELP)
         return
-    name = magics.session_name or frontend.session_name()[0]
+    limit = None if (options.limit or "").lower() == "off" else options.limit
+    if limit is not None:
+        checked(limit)
+    if options.month and options.limit is not None:
+        print(set_month(limit))
+        return
+    name = magics.session_name or (own_name() if options.limit is not None else frontend.session_name()[0])
     held = magics.held.get(name)
     there = (held is not None and not held.ended) or _runs(name)
     session = here(magics, name) if there else None
-    if options.limit is None:
-        print(in_words(name, session))
-        return
-    limit = None if options.limit == "off" else options.limit
-    if options.month:
-        print(set_month(limit))
-    elif session is None and not (magics.session_name or frontend.session_name()[1]):
-        raise ProfileError(
-            "This notebook has no session yet, nor a name for one: its budget could not be found again.",
-            "Start it with `--session NAME` first, or bound the month with `--month`.",
-        )
-    else:
-        print(set_budget(name, limit, session))
+    print(in_words(name, session) if options.limit is None else set_budget(name, limit, session))
 
 
 def _runs(name: str) -> bool:

@@ -19,7 +19,7 @@ from hpcmagic.launch.local import LocalLauncher
 from hpcmagic.launch.slurm import SlurmLauncher
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.causes import cause_of_end
-from hpcmagic.notebook.status import Status, status_of
+from hpcmagic.notebook.status import Status, ran_here_s, status_of
 from hpcmagic.profiles import Resources, profile_names, resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
@@ -190,14 +190,6 @@ def stop(directory: SessionDirectory, launcher: Launcher, job: JobRecord | None)
         directory.put_aside()
 
 
-def ran_here_s(found: Found) -> float:
-    """Give how long a session ran on this machine that has ended: until its keeper's last word."""
-    began_s = found.job.submitted if found.job is not None else 0.0
-    with contextlib.suppress(FileNotFoundError):
-        return max(0.0, found.directory.state.stat().st_mtime - began_s)
-    return 0.0
-
-
 def stop_found(found: Found) -> None:
     """End a session that this kernel may not hold."""
     found.require_here()
@@ -224,7 +216,7 @@ def status_of_found(found: Found) -> Status:
     seen = found.job_state(FRESH_S)
     job = found.job or JobRecord(found.request.launcher, "", time.time())
     ended_here = found.request.launcher == "local" and seen.phase == "ended"
-    elapsed_s = ran_here_s(found) if ended_here else seen.elapsed_s
+    elapsed_s = ran_here_s(found.directory, job) if ended_here else seen.elapsed_s
     return status_of(
         found.request, job, found.keeper, seen, elapsed_s=elapsed_s, left_s=seen.left_s, directory=found.directory
     )

@@ -42,6 +42,12 @@ def session_name() -> tuple[str, bool]:
     return f"session-{secrets.token_hex(2)}", False
 
 
+def held_name() -> str:
+    """Give the name of the session that this notebook's magics hold; empty = none, or there are no magics."""
+    registry = getattr(getattr(shell(), "magics_manager", None), "registry", {})
+    return getattr(registry.get("HpcMagics"), "session_name", None) or ""
+
+
 def unattended() -> bool:
     """Whether this kernel has nobody who could answer: nbclient and papermill allow no input."""
     kernel = getattr(shell(), "kernel", None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from hpcmagic.cost import S_PER_MINUTE, amount
-from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
+from hpcmagic.cost import S_PER_MINUTE, amount, unit_of
+from hpcmagic.errors import BudgetSpent, HpcMagicError, LaunchError, ProfileError, SessionEnded
 from hpcmagic.forms import CHECKS
-from hpcmagic.launch import slurm
+from hpcmagic.launch import charges, slurm
 from hpcmagic.notebook import budget as budgets
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.found import find_anywhere
@@ -138,38 +140,82 @@ def _require_allowed(session: Session, until_s: float) -> None:
         if ceiling > one.left:
             raise BudgetSpent(
                 f"With so much time the job may cost {amount(ceiling)} {quote.unit}, and "
-                f"{one.in_words(quote.unit)} has {amount(max(0.0, one.left))} for it.",
+                f"{one.in_words()} has {amount(max(0.0, one.left))} for it.",
                 "Extend by less, or allow more with `%budget`.",
             )
 
 
 def set_budget(name: str, limit: float | None, session: Session | None = None) -> str:
     """Set the budget of a session, whether it runs or not, or take it away; say how it stands."""
-    if session is not None:
-        session.require_alive(fallen=True)
+    from hpcmagic.notebook import readings
+
+    number = None if limit is None else budgets.checked(limit)
+    session = _living(session)
     known = budgets.known().get(name)
-    since = known.since if known is not None else budgets.begin(session)
-    spent = known.spent if known is not None else {}
-    fresh = None if limit is None else budgets.Budget(budgets.checked(limit), since, spent)
-    budgets.remember(name, fresh)
+    began = known.since if known is not None else budgets.begin(session)
+
+    def changed(now: budgets.Budget | None) -> budgets.Budget | None:
+        if number is None:
+            return None
+        return budgets.Budget(number, began) if now is None else replace(now, limit=number)
+
+    budgets.change(name, changed)
     if session is None:
         return in_words(name)
     try:
         hold(session)
-    except (BudgetSpent, ProfileError):
+    except HpcMagicError:
         budgets.remember(name, known)
         raise
+    readings.reader(session).forget_budget()
     return in_words(name, session)
 
 
-def set_named(limit: float | None, name: str | None = None, **options: object) -> str:
-    """Set the budget of a session by its name, whether it runs or is still to be started; say how it stands."""
-    from hpcmagic.notebook.start import attach
+def _living(session: Session | None) -> Session | None:
+    """Give a session unless it is over."""
+    if session is not None:
+        with contextlib.suppress(SessionEnded):
+            session.require_alive(fallen=True)
+            return session
+    return None
 
-    chosen = name or frontend.session_name()[0]
+
+def budget_of(name: str | None, limit: float | str | None, **options: object) -> str:
+    """Set the budget of a session by its name, whether it runs or is still to be started; say how it stands.
+
+    Parameters
+    ----------
+    name
+        None = this notebook's.
+    limit
+        "" = leave it as it is.
+    """
+    from hpcmagic.notebook.start import attach, require_name
+
+    chosen = name if name is not None else own_name()
+    require_name(chosen)
     found = find_anywhere(chosen, **options)
     runs = found is not None and not found.half and not found.ended()
-    return set_budget(chosen, limit, attach(chosen, **options) if runs else None)
+    session = attach(chosen, **options) if runs else None
+    return in_words(chosen, session) if limit == "" else set_budget(chosen, limit, session)  # type: ignore[arg-type]
+
+
+def own_name() -> str:
+    """Give the name of this notebook's session.
+
+    Raises
+    ------
+    ProfileError
+        It has none yet, and no path that would name one.
+    """
+    name, by_path = frontend.session_name()
+    own = frontend.held_name() or (name if by_path else "")
+    if not own:
+        raise ProfileError(
+            "This notebook has no session yet, nor a name for one: its budget could not be found again.",
+            "Start it with `--session NAME` first, or bound the month with `--month`.",
+        )
+    return own
 
 
 def set_month(limit: float | None) -> str:
@@ -181,14 +227,17 @@ def set_month(limit: float | None) -> str:
         It is no number above 0.
     """
     fresh = None if limit is None else budgets.Budget(budgets.checked(limit), budgets.begin(None))
-    budgets.remember("", fresh)
-    if fresh is None:
-        return "No bound on what a month costs."
-    return f"{_month(fresh.limit)} What runs now counts with all it may still cost."
+    budgets.remember(budgets.MONTH_KEY, fresh)
+    return "No bound on what a month costs." if fresh is None else _month(fresh)
 
 
-def _month(limit: float) -> str:
-    return f"This month: at most {amount(limit)} units on SLURM; checked before a job is bought."
+def _month(month: budgets.Budget) -> str:
+    """Say how the month's budget stands, what runs counted with all it may still cost."""
+    resources = resolve({})
+    units = unit_of(resources.cost_unit, resources.cost_divisor, resources.price, resources.currency)
+    spent = budgets.month_spent("", units) if charges.BOOKS.jobs_from(budgets.first_of_month()) is not None else None
+    told = "" if spent is None else f" {amount(spent)} are spent, or may be by what runs ({spent / month.limit:.0%})."
+    return f"This month: at most {amount(month.limit)} {month.unit or units.name} on SLURM.{told}"
 
 
 def hold(session: Session, *, may_end: bool = False) -> None:
@@ -214,36 +263,35 @@ def hold(session: Session, *, may_end: bool = False) -> None:
     if not a_second:
         session.directory.write_record(session.directory.limits, Limits())
         return
-    if spent >= stand.left and not may_end:
-        raise BudgetSpent(
-            f"Session {session.name} has cost {amount(stand.spent + spent)} {quote.unit} already: "
-            f"a budget of {amount(stand.limit)} would end it at once.",
-            "`%hpc stop` ends it, its variables are lost; or allow more.",
-        )
     run_s = elapsed_s + max(0.0, stand.left - spent) / a_second
     ran_s = session.control.beat.ran_s if session.control is not None else 0.0
     ahead_s = max(0.0, elapsed_s - ran_s) if ran_s else 0.0
     told = budgets.limits(stand, quote.unit, run_s, ahead_s)
+    if (told.run_s or 0.0) + ahead_s <= elapsed_s and not may_end:
+        raise BudgetSpent(
+            f"Session {session.name} has cost {amount(stand.spent + spent)} {quote.unit} already: "
+            f"a budget of {stand.limit:.6g} would end it at once.",
+            "`%hpc stop` ends it, its variables are lost; or allow more.",
+        )
     session.directory.write_record(session.directory.limits, told)
 
 
 def in_words(name: str, session: Session | None = None) -> str:
     """Say how the budgets stand that bind a session."""
+    session = _living(session)
     quote = quote_of(session.directory, session.request) if session is not None else None
-    unit = quote.unit if quote is not None else "units"
     if session is not None:
         stands = budgets.budgets_of(session, quote)
     else:
         stands = budgets.left_of(name, None, resolve({}).directory)
     lines = []
-    for one in stands:
+    for one in (stand for stand in stands if stand.what != budgets.MONTH):
         spent = one.spent
-        if session is not None and quote is not None and one.what != budgets.MONTH:
+        if session is not None and quote is not None:
             spent += quote.cost(session.elapsed_s(), tres=budgets.got(session)).spent
-        whose = "This month" if one.what == budgets.MONTH else f"Session {name}"
-        share = spent / one.limit
-        lines.append(f"{whose}: {amount(spent)} of {amount(one.limit)} {unit} spent ({share:.0%}).")
-    month = budgets.known().get("")
-    if month is not None and all(one.what != budgets.MONTH for one in stands):
-        lines.append(_month(month.limit))
+        of = f"{amount(one.limit)} {one.unit or 'units'}"
+        lines.append(f"Session {name}: {amount(spent)} of {of} spent ({spent / one.limit:.0%}).")
+    month = budgets.known().get(budgets.MONTH_KEY)
+    if month is not None:
+        lines.append(_month(month))
     return "\n".join(lines) or "No budget is set. `%budget 20` bounds what this session may cost."

@@ -11,7 +11,7 @@ from typing import Any
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool, Float
 
-from hpcmagic.errors import CellError, DataError, HpcMagicError, ProfileError, SessionEnded
+from hpcmagic.errors import BudgetSpent, CellError, DataError, HpcMagicError, ProfileError, SessionEnded
 from hpcmagic.files import File
 from hpcmagic.forms import did_you_mean
 from hpcmagic.notebook import budget_line, frontend, meter_line, output, spending, start, steer_line
@@ -264,8 +264,8 @@ class HpcMagics(Magics):
         """Start or pick up a session; one that the user stopped waiting for stays this notebook's."""
         try:
             session = start.start(session=name, keep=options.keep, unasked=False, yes=options.yes, **resources)
-        except HpcMagicError:
-            if find_anywhere(name) is not None:
+        except HpcMagicError as error:
+            if isinstance(error, BudgetSpent) or find_anywhere(name) is not None:
                 self.session_name = name
             raise
         self.held[session.name] = session

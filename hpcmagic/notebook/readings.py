@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
 
 HELD = ("starting", "ready", "fallen")  # states that are paid for
-BUDGET_KEPT_S = 20.0
+BUDGET_KEPT_S = 120.0  # it takes reading other sessions, and asking accounting
 SILENT_S = 6.0  # a keeper beats every two
 
 
@@ -136,7 +136,7 @@ class Reader:
             reading = replace(reading, balance=quote.units.of(balance.left), balance_whose=balance.whose)
         budget = self._standing(quote)
         if budget is not None and reading.spent is not None:
-            spent = budget.spent + reading.spent
+            spent = budget.spent + (0.0 if reading.state == "ended" else reading.spent)
             reading = replace(reading, budget=budget.limit, budget_spent=spent, budget_what=budget.what)
         return reading
 
@@ -156,6 +156,8 @@ class Reader:
     def _with_beat(self, reading: Reading, keeper: KeeperState) -> Reading:
         """Add what the keeper says every two seconds, and for how long nobody has said anything."""
         control = self._session.control
+        if reading.state == "ended":
+            return reading
         if control is None or reading.state not in HELD:
             return replace(reading, warning=keeper.warning)
         beat, silent_s = control.beat, control.silent_s()

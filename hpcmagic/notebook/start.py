@@ -28,6 +28,7 @@ from hpcmagic.notebook import budget, frontend, meter
 from hpcmagic.notebook.buying import offer, quoted_line
 from hpcmagic.notebook.causes import ended_error, fallen_error
 from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended, no_session
+from hpcmagic.notebook.lifespan import hold
 from hpcmagic.notebook.output import clock, count, quiet
 from hpcmagic.notebook.queued import Queued
 from hpcmagic.notebook.session import Session
@@ -37,6 +38,7 @@ from hpcmagic.rendezvous import HOLD_ALONE_S, HOLD_S, JobRecord, Limits, Request
 from hpcmagic.wire.crypto import make_keys
 from hpcmagic.wire.descriptors import require_descriptors
 
+RESERVED = ("ended", "budget.json")  # what else lies beside the directories of sessions
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 ASKING_SIZES = (*SIZES, "partition", "account", "qos", "constraint")
 
@@ -97,16 +99,7 @@ def start(
         if not unasked:
             require_asked(resources)
         resources = launcher.completed(resources)
-        with budget.in_turn():
-            cut, limits = budget.applied(name, resources)
-            spec = JobSpec(name, SessionDirectory(cut.directory / name), cut)
-            found = _submit(
-                resources,
-                spec,
-                launcher,
-                offer(cut, yes=yes, expected_start=lambda: launcher.expected_start(spec)),
-                limits,
-            )
+        found = _bought(name, resources, launcher, yes=yes)
     else:
         require_same(found.request, resources)
     held = _waited_for(found, submitted=submitted)
@@ -150,6 +143,8 @@ def _waited_for(found: Found, *, submitted: bool) -> Session:
     if found.request.launcher == "slurm" and (found.keeper is None or found.keeper.phase == "starting"):
         meter.appear(Queued(found))
     held = wait_until_ready(found, submitted=submitted)
+    if submitted and found.request.session in budget.known():  # by SLURM's count, not the keeper's: it may have begun late
+        hold(held, may_end=True)
     meter.appear(held)
     return held
 
@@ -212,7 +207,7 @@ def require_name(name: str) -> None:
     ProfileError
         It is malformed.
     """
-    if not isinstance(name, str) or not re.fullmatch(NAME, name) or name == "ended":
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or name in RESERVED:
         raise ProfileError(
             f"--session {name!r} is not a name for a session.",
             "Use letters, digits, `_`, `-` and `.`, at most 64.",
@@ -223,6 +218,17 @@ def _origins_of_sizes(resources: Resources) -> set[str]:
     """Give where the resources that were asked for come from; sbatch's own defaults ask for nothing."""
     origins = {resources.origins.get(name, "") for name in ASKING_SIZES}
     return {origin for origin in origins if "SBATCH_" not in origin} - {""}
+
+
+def _bought(name: str, resources: Resources, launcher: Launcher, *, yes: bool) -> Found:
+    """Cut what is asked for to what budgets allow, say what it costs, and submit it."""
+    cut, limits = budget.applied(name, resources)
+    spec = JobSpec(name, SessionDirectory(cut.directory / name), cut)
+    quote = offer(cut, yes=yes, expected_start=lambda: launcher.expected_start(spec))
+    with budget.in_turn():
+        if budget.MONTH_KEY in budget.known():  # others may have bought while somebody was asked
+            cut, limits = budget.applied(name, cut)
+        return _submit(resources, JobSpec(name, spec.directory, cut), launcher, quote, limits)
 
 
 def _submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -72,6 +73,13 @@ def status_of(
     )
 
 
+def ran_here_s(directory: SessionDirectory, job: JobRecord) -> float:
+    """Give how long a session ran on this machine that has ended: until its keeper's last word."""
+    with contextlib.suppress(FileNotFoundError):
+        return max(0.0, directory.state.stat().st_mtime - job.submitted)
+    return 0.0
+
+
 class JobSeen:
     """How a job stood when the batch system was asked last, and since when that is."""
 
@@ -112,6 +120,8 @@ class JobSeen:
         if keeper is not None and keeper.phase == "ended" and self.state.phase != "ended":
             self._begin(FRESH_S)  # it may know better why, and nobody wants to wait for that until it is due
         elapsed_s, left_s = self.elapsed_s(), self.left_s()
+        if self.job.launcher == "local" and keeper is not None and keeper.phase == "ended":
+            elapsed_s = ran_here_s(directory, self.job)
         return status_of(
             request, self.job, keeper, self.state, elapsed_s=elapsed_s, left_s=left_s, directory=directory
         )

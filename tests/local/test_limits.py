@@ -6,7 +6,7 @@ import pytest
 from faults import eventually
 
 import hpcmagic
-from hpcmagic.notebook import fitting, lifespan
+from hpcmagic.notebook import budget, fitting, lifespan
 from hpcmagic.notebook.found import find
 from hpcmagic.notebook.readings import reading
 from hpcmagic.profiles import resolve
@@ -108,6 +108,16 @@ def test_idle_limit(home):
         session.run("1")
 
 
+def test_short_cells_are_not_idle(home):
+    """Cells that are over at once keep a session as well as long ones."""
+    session = hpcmagic.start(session="a", nodes=1, idle_limit="0:03")
+    for number in range(12):
+        assert session.run(str(number)).same() == number
+        time.sleep(0.5)
+    assert session.run("rank").same() == 0
+    session.stop()
+
+
 def test_kept(home):
     """Who says so keeps a session that is idle for as long again; the countdown is there to see."""
     session = hpcmagic.start(session="a", nodes=1, idle_limit="0:06")
@@ -192,6 +202,25 @@ def test_took_longer_before(own_session, home, capsys):
     fitting.remember(source, 100.0)
     session.run(source)
     assert "the last time this cell took 1 min 40 s, and its budget is spent" in capsys.readouterr().out
+
+
+def test_set_by_several_at_once(home, kernel):
+    """No budget is lost when several kernels set theirs at the same moment."""
+    kernels = [
+        kernel(f"""
+            from hpcmagic.notebook import budget
+            sys.stdin.readline()
+            for number in range(1, 21):
+                budget.remember("s{which}", budget.Budget(float(number), 0.0))
+            print("set")
+        """)
+        for which in range(4)
+    ]
+    for one in kernels:
+        one.go_on()
+    for one in kernels:
+        one.wait_for("set")
+    assert {name: one.limit for name, one in budget.known().items()} == {f"s{which}": 20.0 for which in range(4)}
 
 
 def test_clock_jumps(home, monkeypatch):

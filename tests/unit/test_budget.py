@@ -26,8 +26,8 @@ def asked(**options):
     return resolve({"launcher": "slurm", "nodes": 1, **options})
 
 
-def past(name, ran_s, *, cpus=1, began=None, launcher="local"):
-    """Put a session aside that ran here for so long, and ended just now."""
+def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside=True):
+    """Make a session that ran here for so long, and ended just now; put it aside. Give its directory."""
     root = resolve({}).directory
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory = SessionDirectory.create(root / name)
@@ -39,7 +39,11 @@ def past(name, ran_s, *, cpus=1, began=None, launcher="local"):
     directory.write_record(directory.request, request)
     directory.write_record(directory.job, JobRecord(launcher, "1@1", time.time() - ran_s if began is None else began))
     directory.write_record(directory.state, KeeperState("ended", cause="it was stopped"))
-    directory.put_aside()
+    if quote is not None:
+        directory.write_record(directory.quote, quote)
+    if aside:
+        directory.put_aside()
+    return directory
 
 
 # ---- what a budget is
@@ -70,7 +74,14 @@ def test_written_down():
     assert budget.known() == {"": Budget(300.0, 200.0)}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 3}', '{"a": {"limits": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"a": 3}', '{"a": {"limits": 3}}', '{"a": {"limit": "20", "since": 0}}',
+        '{"a": {"limit": 20, "since": null}}', '{"a": {"limit": 20, "since": 0, "spent": []}}',
+        '{"a": {"limit": NaN, "since": 0}}', '{"a": {"limit": 0, "since": 0}}', '{"a": {"limit": 1, "since": 0, "unit": 5}}',
+    ],
+)  # fmt: skip
 def test_damaged(text, says):
     """A file that cannot be read is no leave to spend: nothing is bought, and it is said what to do."""
     budget.remember("a", Budget(20.0, 100.0))
@@ -206,6 +217,74 @@ def test_earlier_jobs_stay_counted():
     assert budget.left_of("a", None, root)[0].spent == pytest.approx(0.5, rel=0.01)
 
 
+def test_earlier_job_of_unknown_cost(says):
+    """A job that accounting does not know of yet counts with the most that it can have cost, and is looked at again."""
+    budget.remember("a", Budget(1000.0, time.time() - 7200))
+    past("a", 1200, launcher="slurm", quote=Quote({"cpu": 2.0}, partition="debug", qos="normal", walltime_s=600.0))
+    root = resolve({}).directory
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(20.0)
+    assert budget.known()["a"].spent == {}
+    says["sacct"] = sacct("1@1", "COMPLETED", 300, 2)
+    forget()
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(10.0)
+    assert list(budget.known()["a"].spent.values()) == [pytest.approx(10.0)]
+
+
+def test_settled_with_every_start():
+    """What the jobs of a budget have cost is written down whenever a session is started, before directories go."""
+    budget.remember("a", Budget(2.0, time.time() - 7200))
+    past("a", 1800)
+    budget.applied("another", resolve({"launcher": "local"}))
+    assert list(budget.known()["a"].spent.values()) == [pytest.approx(0.5, rel=0.01)]
+
+
+def test_ended_where_it_was(says):
+    """A session that has ended counts before its directory is put aside, too, and once only after that."""
+    budget.remember("a", Budget(2.0, time.time() - 7200))
+    directory = past("a", 1800, aside=False)
+    root = resolve({}).directory
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(0.5, rel=0.01)
+    directory.put_aside()
+    assert budget.left_of("a", None, root)[0].spent == pytest.approx(0.5, rel=0.01)
+
+
+def test_unit(says):
+    """A budget is in the unit of the first job that it binds; a job in another is refused, not mixed with it."""
+    hpcmagic.budget(20, "a")
+    budget.applied("a", asked(time="5"))
+    assert "of 20 billing-minutes spent" in hpcmagic.budget(session="a")
+    with pytest.raises(ProfileError) as caught:
+        budget.applied("a", resolve({"launcher": "local"}))
+    assert "billing-minutes, and this job is charged in core-hours" in str(two_lines(caught))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "budget.json", "ended"])
+def test_no_such_name(name):
+    """No budget is set for what no session can be called."""
+    with pytest.raises(ProfileError) as caught:
+        hpcmagic.budget(5, name)
+    assert "not a name for a session" in str(two_lines(caught))
+
+
+def test_nobodys_budget():
+    """Where the notebook has neither a session nor a path, a budget would never be found again."""
+    with pytest.raises(ProfileError) as caught:
+        hpcmagic.budget(5)
+    assert "`--session NAME`" in str(two_lines(caught))
+
+
+def test_month_of_no_session():
+    """A month's budget is no session's."""
+    with pytest.raises(ProfileError) as caught:
+        hpcmagic.budget(5, "a", month=True)
+    two_lines(caught)
+
+
+def forget():
+    """Let the books ask anew."""
+    charges.BOOKS = charges.Books(charges.BOOKS._run, wait_s=10.0)
+
+
 def sacct(job, state, elapsed_s, cpus):
     """One line of accounting."""
     return f"{job}|{state}|{elapsed_s}|cpu={cpus},node=1|debug|normal|lab|2026-11-02T10:00:00"
@@ -225,7 +304,7 @@ def test_month_asks_from_the_first(monkeypatch, says):
     run = charges.BOOKS._run
     monkeypatch.setattr(charges.BOOKS, "_run", lambda command: lines.append(" ".join(command)) or run(command))
     says["sacct"] = ""
-    budget.month_spent("a", HOURLY)
+    budget.month_spent("a", HOURLY.units)
     assert any(re.search(r"sacct .*--starttime=\d{4}-\d\d-01( |$)", line) for line in lines)
 
 
