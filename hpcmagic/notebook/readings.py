@@ -93,15 +93,13 @@ class Reading:
 class Reader:
     """Reads one session again and again, cheaply: the batch system is asked by the shared poll, at its own pace."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self) -> None:
         self._budget: Left | None = None
         self._changes: tuple[tuple[float, float], ...] = ()  # of the QOS's factor, that are known
         self._budget_at_s = float("-inf")
 
-    def read(self) -> Reading:
+    def read(self, session: Session) -> Reading:
         """Give how the session stands now."""
-        session = self._session
         session.seen.glance()
         keeper = session.last_word()
         status = session.seen.status(session.directory, session.request, keeper)
@@ -112,12 +110,11 @@ class Reader:
             elapsed_s=status.elapsed_s, left_s=status.left_s,
         )  # fmt: skip
         if quote is not None:
-            reading = self._with_money(reading, quote)
-        return self._with_beat(reading, keeper)
+            reading = self._with_money(session, reading, quote)
+        return _with_beat(session, reading, keeper)
 
-    def _with_money(self, reading: Reading, quote: Quote) -> Reading:
+    def _with_money(self, session: Session, reading: Reading, quote: Quote) -> Reading:
         """Add what it costs, and what is left."""
-        session = self._session
         cost = cost_of(
             session.directory, session.request, session.job, reading.state,
             elapsed_s=reading.elapsed_s, left_s=reading.left_s,
@@ -134,40 +131,41 @@ class Reader:
         balance = next(iter(balance_of(session, quote)), None)
         if balance is not None:
             reading = replace(reading, balance=quote.units.of(balance.left), balance_whose=balance.whose)
-        budget = self._standing(quote)
+        budget = self._standing(session, quote)
         if budget is not None and reading.spent is not None:
             spent = budget.spent + (0.0 if reading.state == "ended" else reading.spent)
             reading = replace(reading, budget=budget.limit, budget_spent=spent, budget_what=budget.what)
         return reading
 
-    def _standing(self, quote: Quote) -> Left | None:
+    def _standing(self, session: Session, quote: Quote) -> Left | None:
         """Give the budget of which the least is left, looked at now and then: it takes reading other sessions."""
         now = time.monotonic()
         if now >= self._budget_at_s + BUDGET_KEPT_S:
             self._budget_at_s = now
             with contextlib.suppress(HpcMagicError):
-                self._budget = min(budgets_of(self._session, quote), key=lambda one: one.left, default=None)
+                self._budget = min(budgets_of(session, quote), key=lambda one: one.left, default=None)
         return self._budget
 
     def forget_budget(self) -> None:
         """Look at the budgets again the next time: one was just set."""
         self._budget_at_s = float("-inf")
 
-    def _with_beat(self, reading: Reading, keeper: KeeperState) -> Reading:
-        """Add what the keeper says every two seconds, and for how long nobody has said anything."""
-        control = self._session.control
-        if reading.state == "ended":
-            return reading
-        if control is None or reading.state not in HELD:
-            return replace(reading, warning=keeper.warning)
-        beat, silent_s = control.beat, control.silent_s()
-        stale_s = max(self._session.seen.stale_s(), silent_s if silent_s > SILENT_S else 0.0)
-        idle_left_s = beat.idle_left_s
-        return replace(
-            reading, idle_s=beat.idle_s if beat.ran_s else None, busy=beat.busy, stale_s=stale_s,
-            idle_limit_s=self._session.request.idle_limit_s or None, idle_left_s=idle_left_s,
-            warning=beat.warning or keeper.warning,
-        )  # fmt: skip
+
+def _with_beat(session: Session, reading: Reading, keeper: KeeperState) -> Reading:
+    """Add what the keeper says every two seconds, and for how long nobody has said anything."""
+    control = session.control
+    if reading.state == "ended":
+        return reading
+    if control is None or reading.state not in HELD:
+        return replace(reading, warning=keeper.warning)
+    beat, silent_s = control.beat, control.silent_s()
+    stale_s = max(session.seen.stale_s(), silent_s if silent_s > SILENT_S else 0.0)
+    idle_left_s = beat.idle_left_s
+    return replace(
+        reading, idle_s=beat.idle_s if beat.ran_s else None, busy=beat.busy, stale_s=stale_s,
+        idle_limit_s=session.request.idle_limit_s or None, idle_left_s=idle_left_s,
+        warning=beat.warning or keeper.warning,
+    )  # fmt: skip
 
 
 def balance_of(session: Session, quote: Quote) -> list[Balance]:
@@ -181,10 +179,10 @@ _readers: WeakKeyDictionary[Session, Reader] = WeakKeyDictionary()
 
 
 def reader(session: Session) -> Reader:
-    """Give the one that reads a session."""
-    return _readers.setdefault(session, Reader(session))
+    """Give the one that reads a session; it does not hold it."""
+    return _readers.setdefault(session, Reader())
 
 
 def reading(session: Session) -> Reading:
     """Give what the meter shows of a session now."""
-    return reader(session).read()
+    return reader(session).read(session)

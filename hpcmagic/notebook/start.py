@@ -143,7 +143,9 @@ def _waited_for(found: Found, *, submitted: bool) -> Session:
     if found.request.launcher == "slurm" and (found.keeper is None or found.keeper.phase == "starting"):
         meter.appear(Queued(found))
     held = wait_until_ready(found, submitted=submitted)
-    if submitted and found.request.session in budget.known():  # by SLURM's count, not the keeper's: it may have begun late
+    if (
+        submitted and found.request.session in budget.known()
+    ):  # by SLURM's count, not the keeper's: it may have begun late
         hold(held, may_end=True)
     meter.appear(held)
     return held

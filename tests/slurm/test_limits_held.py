@@ -99,7 +99,7 @@ def test_month(cluster, alice):
         week = hpcmagic.cost().week.spent  # of this month's first days nothing else is there
         from hpcmagic.notebook.budget import month_spent
         from hpcmagic.notebook.spending import quote_of
-        before = month_spent("b", quote_of(first.directory, first.request))
+        before = month_spent("b", quote_of(first.directory, first.request).units)
         hpcmagic.budget(before + 4.5 * a_minute, month=True)
         second = start("b", time="10")
         third = attempt(lambda: start("c", time="10"))
