@@ -74,6 +74,8 @@ def test_ends_without_a_kernel(cluster, alice):
         s.run("1 + 1")
         s.budget(a_minute * 0.25)
         h = s.run("import time; time.sleep(300)", block=False)
+        while len(s.cells) < 2 or s.cells[1].state != "running":
+            time.sleep(0.1)
         told(job=s.job.job_id)
         os._exit(0)  # as a kernel that is killed: nothing is said to anybody
     """)
@@ -115,7 +117,9 @@ def test_month(cluster, alice):
 def test_month_of_two_at_once(cluster, alice):
     """Two notebooks that buy at the same moment do not both get what one of them could have."""
     _, (told,) = alice("""
-        hpcmagic.budget(6, month=True)
+        from hpcmagic.cost import Unit
+        from hpcmagic.notebook.budget import month_spent
+        hpcmagic.budget(month_spent("", Unit()) + 6, month=True)  # alice's other jobs have cost something, too
         code = (
             "import hpcmagic, sys\\n"
             "try:\\n    s = hpcmagic.start(session=sys.argv[1], launcher='slurm', nodes=1, time='4')\\n"
