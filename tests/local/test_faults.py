@@ -278,7 +278,7 @@ def test_rank_ends_itself(home, way, capsys):
     with soon():
         error = raised(
             session,
-            f"print('before', flush=True)\nif rank: {source}\nimport time; time.sleep(9)",
+            f"print('before', flush=True)\nif comm: comm.Barrier()\nif rank: {source}\nimport time; time.sleep(9)",
             hpcmagic.SessionEnded,
         )
     assert re.search(words, error.message)

@@ -728,6 +728,7 @@ def test_field_that_nobody_looked_at(session):
 def test_no_simulation(own_session):
     """Without a simulation there is nothing to steer, with or without MPI; without it each rank has its own."""
     session = own_session(nodes=2, mpi="none")
+    session.run("import numpy")  # ranks that have just begun may be slow to answer
     with pytest.raises(SteerError, match="No simulation has come alive") as caught:
         session.steer.params()
     two_lines(caught)
