@@ -138,11 +138,11 @@ def budget(
     """
     from hpcmagic.notebook import lifespan
 
-    if not month or limit == "":
+    if not month:
         return lifespan.budget_of(session, limit, **options)
     if session is not None:
         raise ProfileError("A month's budget is of all sessions.", "Leave `session` out, or `month`.")
-    return lifespan.set_month(limit)  # type: ignore[arg-type]  # texts that are numbers are taken
+    return lifespan.set_month(limit)
 
 
 def load_ipython_extension(shell: Any) -> None:

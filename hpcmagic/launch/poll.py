@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch.base import AT_ITS_PACE, FRESH_S, JobState
@@ -218,10 +219,10 @@ class Poll:
         return {job: (one.word, one.reason, one.nodes) for job, one in self._read_all(lines).items()}
 
 
-def _answer_of(value: object) -> Answer | None:
+def _answer_of(value: Any) -> Answer | None:
     """Read what was posted; None where it makes no sense."""
     try:
-        told = dict(value)  # type: ignore[call-overload]  # whatever JSON holds
+        told = dict(value)
         lines = None if told["lines"] is None else tuple(str(line) for line in told["lines"])
         asked_s, told_s, pace_s = (float(told[name]) for name in ("asked_s", "told_s", "pace_s"))
         answer = Answer(asked_s, told_s, pace_s, lines, str(told["words"]))

@@ -163,10 +163,10 @@ def checked(limit: object) -> float:
         It is no number above 0.
     """
     try:
-        number = float(limit)  # type: ignore[arg-type]  # whatever a user has written
-    except (TypeError, ValueError):
+        number = float(str(limit))  # as text, so that what float() takes besides numbers, True say, is none
+    except ValueError:
         number = math.nan
-    if not 0 < number < math.inf or isinstance(limit, bool):
+    if not 0 < number < math.inf:
         raise ProfileError(
             f"A budget of {limit!r} cannot be held.", "Give a number above 0, e.g. `%budget 20`; `off` takes it away."
         )

@@ -50,8 +50,8 @@ def budget(magics: HpcMagics, line: str) -> None:
     limit = None if (options.limit or "").lower() == "off" else options.limit
     if limit is not None:
         checked(limit)
-    if options.month and options.limit is not None:
-        print(set_month(limit))
+    if options.month:
+        print(set_month("" if options.limit is None else limit))
         return
     name = magics.session_name or (own_name() if options.limit is not None else frontend.session_name()[0])
     held = magics.held.get(name)

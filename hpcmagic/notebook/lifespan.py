@@ -79,7 +79,7 @@ class Lifespan:
         """
         return _extended(cast("Session", self), _seconds(time))
 
-    def budget(self, limit: float | None) -> str:
+    def budget(self, limit: float | str | None) -> str:
         """Bound what the session may cost, its jobs so far included; None takes the bound away. Say how it stands.
 
         The keeper ends the job when the budget is spent, whether this notebook is open or not.
@@ -145,7 +145,7 @@ def _require_allowed(session: Session, until_s: float) -> None:
             )
 
 
-def set_budget(name: str, limit: float | None, session: Session | None = None) -> str:
+def set_budget(name: str, limit: float | str | None, session: Session | None = None) -> str:
     """Set the budget of a session, whether it runs or not, or take it away; say how it stands."""
     from hpcmagic.notebook import readings
 
@@ -197,7 +197,7 @@ def budget_of(name: str | None, limit: float | str | None, **options: object) ->
     found = find_anywhere(chosen, **options)
     runs = found is not None and not found.half and not found.ended()
     session = attach(chosen, **options) if runs else None
-    return in_words(chosen, session) if limit == "" else set_budget(chosen, limit, session)  # type: ignore[arg-type]
+    return in_words(chosen, session) if limit == "" else set_budget(chosen, limit, session)
 
 
 def own_name() -> str:
@@ -218,16 +218,24 @@ def own_name() -> str:
     return own
 
 
-def set_month(limit: float | None) -> str:
+def set_month(limit: float | str | None) -> str:
     """Set what all sessions may cost in a month, or take the bound away; say how it stands.
+
+    Parameters
+    ----------
+    limit
+        "" = leave it as it is.
 
     Raises
     ------
     ProfileError
         It is no number above 0.
     """
-    fresh = None if limit is None else budgets.Budget(budgets.checked(limit), budgets.begin(None))
-    budgets.remember(budgets.MONTH_KEY, fresh)
+    if limit == "":
+        fresh = budgets.known().get(budgets.MONTH_KEY)
+    else:
+        fresh = None if limit is None else budgets.Budget(budgets.checked(limit), budgets.begin(None))
+        budgets.remember(budgets.MONTH_KEY, fresh)
     return "No bound on what a month costs." if fresh is None else _month(fresh)
 
 

@@ -37,7 +37,7 @@ class Unseen:
         self._widget = _kind(name, code)(place=place)
         comm = self._widget.comm
         if hasattr(comm, "_reply_subshell_for"):  # ipykernel ≥ 7.4 answers where was published last: behind a cell
-            comm._reply_subshell_for = lambda _data, default: default  # noqa: SLF001
+            comm._reply_subshell_for = lambda _data, default: default  # noqa: SLF001  # there is no public way
 
     def listen(self, receive: Callable[[Mapping[str, Any]], None]) -> None:
         """Have messages from the pages taken; then ask them to say that they are there."""

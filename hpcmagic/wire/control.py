@@ -289,7 +289,7 @@ class Control:
 
     def revive(self) -> None:
         """Connect anew if the user has closed the client that he was lent."""
-        if self.client._closed and not self._closed:  # noqa: SLF001
+        if self.client._closed and not self._closed:  # noqa: SLF001  # ipyparallel tells it nowhere else
             self.client = self._connect()
             self.require_encrypted()
 
@@ -408,5 +408,5 @@ class Control:
         if self._closed:
             return
         self._closed = True
-        if not self.client._closed:  # noqa: SLF001
+        if not self.client._closed:  # noqa: SLF001  # as above
             self.client.hang_up()

@@ -13,7 +13,7 @@ import hpcmagic
 from hpcmagic.cost import Quote
 from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
 from hpcmagic.launch import charges
-from hpcmagic.notebook import budget, lifespan
+from hpcmagic.notebook import budget
 from hpcmagic.notebook.budget import Budget, Left
 from hpcmagic.profiles import resolve
 from hpcmagic.rendezvous import JobRecord, KeeperState, Limits, Request, SessionDirectory
@@ -53,7 +53,7 @@ def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside
 def test_no_budget(limit):
     """What is no number above 0 is refused in two lines, and nothing is written down."""
     with pytest.raises(ProfileError) as caught:
-        lifespan.set_month(limit) if limit is not None else budget.checked(limit)
+        budget.checked(limit) if limit in (None, "") else hpcmagic.budget(limit, "a")  # these say: none, and leave it
     assert "cannot be held" in str(two_lines(caught))
     assert not budget.budget_file().exists()
 
@@ -271,6 +271,14 @@ def test_nobodys_budget():
     with pytest.raises(ProfileError) as caught:
         hpcmagic.budget(5)
     assert "`--session NAME`" in str(two_lines(caught))
+
+
+def test_month_looked_at():
+    """The month's budget can be looked at without a session, and is not changed by that."""
+    assert hpcmagic.budget(month=True) == "No bound on what a month costs."
+    hpcmagic.budget(50, month=True)
+    assert hpcmagic.budget(month=True).startswith("This month: at most 50 billing-minutes on SLURM.")
+    assert budget.known()[""].limit == 50.0
 
 
 def test_month_of_no_session():
