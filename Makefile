@@ -21,17 +21,7 @@ demo: $(VENV)/.has-$(DEMO) ## run the quickstart notebook on four ranks of this 
 	@$(BIN)/python notebooks/show.py notebooks/quickstart.ipynb
 
 test: packages $(VENV)/.has-test ## lint, then every test; as root with a real SLURM, else it says what is missing
-	@mkdir -p build; failed=; \
-	{ linted=0; $(MAKE) --no-print-directory lint || linted=1; \
-	  $(BIN)/python -m pytest tests/unit || linted=1; \
-	  $(BIN)/python tests/steady.py tests/browser && [ $$linted = 0 ]; } >build/beside.txt 2>&1 & beside=$$!; \
-	$(BIN)/python tests/steady.py tests/local >build/local.txt 2>&1 & here=$$!; \
-	$(BIN)/python tests/steady.py tests/slurm || failed=1; \
-	echo "Beside these, lint, the unit tests, and those in a browser:"; \
-	tail -n +1 --follow --pid=$$beside build/beside.txt; wait $$beside || failed=1; \
-	echo "Beside these, the tests on engines of this machine:"; \
-	tail -n +1 --follow --pid=$$here build/local.txt; wait $$here || failed=1; \
-	[ -z "$$failed" ]
+	@$(BIN)/python tests/side_by_side.py
 
 faults: packages $(VENV)/.has-test ## the faults that take minutes to come about: a walltime, a network cut, a lost node
 	$(BIN)/python -m pytest tests -m minutes --timeout 900

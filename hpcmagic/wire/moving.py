@@ -76,19 +76,19 @@ def run_all(
         return failed
     ranks, given_up = list(moving), threading.Event()
     with ThreadPoolExecutor(threads, "hpcmagic-bulk") as pool:
-        parts = [
-            pool.submit(
-                _run_part,
-                channels,
-                {r: moving[r] for r in ranks[n::threads]},
-                failed,
-                None,
-                tick_s,
-                given_up=given_up,
-            )
-            for n in range(min(threads, len(ranks)))
-        ]
-        try:
+        try:  # Ctrl-C while a thread is being started leaves one of which the pool does not know: it too gives up
+            parts = [
+                pool.submit(
+                    _run_part,
+                    channels,
+                    {r: moving[r] for r in ranks[n::threads]},
+                    failed,
+                    None,
+                    tick_s,
+                    given_up=given_up,
+                )
+                for n in range(min(threads, len(ranks)))
+            ]
             while wait(parts, tick_s, FIRST_EXCEPTION).not_done and not _broken(parts):
                 tick()
         finally:

@@ -533,6 +533,25 @@ def test_tick(opened, threads):
         assert len(heard) == 3
 
 
+def test_interrupt_while_threads_start(opened, monkeypatch):
+    """Ctrl-C in the moment in which a thread has begun, and nobody has noted it yet, leaves none behind."""
+    channels, begun, start = opened(1), [], threading.Thread.start
+
+    def start_and_interrupt(thread):
+        start(thread)
+        begun.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(channels, {1: channels[1].receive(Kind.READY, 1)}, nothing, tick_s=0.001, threads=2)
+    (thread,) = begun
+    thread.join(5)
+    left = thread.is_alive()
+    channels[0].close()  # else it would wait for ever, and pytest with it
+    assert not left
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_failed_rank_is_named(opened, threads):
     """Who was lost or tampered with is told by number, as soon as it is; the others do not wait for their ends."""
