@@ -69,8 +69,11 @@ class Lab:
 
 
 @contextmanager
-def served(root):
-    """Serve JupyterLab and Notebook 7 from a folder; with them end, in order, the kernels and sessions still there."""
+def served(root, *options):
+    """Serve JupyterLab and Notebook 7 from a folder; with them end, in order, the kernels and sessions still there.
+
+    The server may be given further options.
+    """
     for name, settings in SETTINGS.items():
         path = root / "settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,7 @@ def served(root):
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True",
         "--JupyterNotebookApp.expose_app_in_browser=True", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         f"--ServerApp.root_dir={root / 'work'}", "--LabApp.extension_manager=readonly",
+        *options,
     ]  # fmt: skip
     with (root / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -162,9 +166,9 @@ def load(page, url):
 class Notebook:
     """A fresh notebook that is open in JupyterLab; its cells are given as texts."""
 
-    def __init__(self, page, lab, path, cells):
+    def __init__(self, page, lab, path, cells, kernel="python3"):
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book.metadata["kernelspec"] = {"name": kernel, "display_name": "Python 3", "language": "python"}
         self.page, self.lab, self.path, self.file = page, lab, path, lab.work / path
         nbformat.write(book, self.file)
         self.open()

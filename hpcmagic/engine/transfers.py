@@ -228,10 +228,10 @@ class Transfers:
         match message.step:
             case "begin" if message.whole is not None:
                 begin_writing(message.file, message.whole)
-            case "rows":
+            case "rows" | "chunks" | "edges" as step:
                 kept = self._offers[message.transfer][message.name]
                 with self._interruptible():
-                    write_rows(message.file, kept.value, message.begin, self.rank, message.axis)
+                    write_rows(message.file, kept.value, message.begin, self.rank, message.axis, step=step)
             case "finish":
                 finish_writing(message.file)
             case _:

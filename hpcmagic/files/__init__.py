@@ -3,7 +3,7 @@
     the shared file system                    the ranks
     big.h5:/rho     ──── read_rows ─────────> each its own rows
     .out.npy.hpcmagic-part <── rank 0 ─────── begin_writing    sized, and empty
-                    <─── write_rows ───────── each its own rows: all at once, or rank after rank (in_parallel)
+                    <─── write_rows ───────── each its own rows: all at once, or rank after rank (steps)
     out.npy         <─── rank 0: a rename ─── finish_writing   … or give_up, and an older out.npy stays as it was
 
 New files are private (0600, directories 0700). A path has one unfinished file: one name at a time goes to it.
@@ -27,6 +27,9 @@ from typing import Any
 from hpcmagic.errors import DataError
 from hpcmagic.files.datasets import _Hdf5, _Zarr
 from hpcmagic.files.kinds import (
+    CHUNKS,
+    EDGES,
+    ROWS,
     SUFFIXES,
     Whole,
     _is_parquet,
@@ -48,9 +51,9 @@ __all__ = [
     "dtype_text",
     "finish_writing",
     "give_up",
-    "in_parallel",
     "look",
     "read_rows",
+    "steps",
     "write_rows",
 ]
 
@@ -172,9 +175,12 @@ def read_rows(file: File, begin: int, end: int, axis: int = 0, expected: Content
 # ---- writing
 
 
-def in_parallel(file: File) -> bool:
-    """Whether ranks may write their rows all at once, and not only one rank after another."""
-    return file.kind() in {"npy", "parquet"}
+def steps(file: File) -> dict[str, bool]:
+    """Give the steps in which ranks write their rows, and of each whether all do at once, or rank after rank.
+
+    Of a Zarr array each writes the chunks that are its own alone, then those that it shares with its neighbours.
+    """
+    return {CHUNKS: True, EDGES: False} if file.kind() == "zarr" else {ROWS: True}
 
 
 def begin_writing(file: File, whole: Whole) -> None:
@@ -199,8 +205,8 @@ def begin_writing(file: File, whole: Whole) -> None:
         form.begin(whole)
 
 
-def write_rows(file: File, value: Any, begin: int, rank: int, axis: int = 0) -> None:
-    """Write a rank's rows, from `begin` on, into the unfinished file; a table into a file of the rank's.
+def write_rows(file: File, value: Any, begin: int, rank: int, axis: int = 0, *, step: str = ROWS) -> None:
+    """Write a rank's rows, from `begin` on, into the unfinished file, those of one of its `steps`; of a table all.
 
     Raises
     ------
@@ -208,7 +214,7 @@ def write_rows(file: File, value: Any, begin: int, rank: int, axis: int = 0) -> 
         The rows do not fit, the disk is full, or this rank does not see what was begun.
     """
     with _told(file, "written"):
-        _format(file).write(value, begin, rank, axis)
+        _format(file).write(value, begin, rank, axis, step)
 
 
 def finish_writing(file: File) -> None:

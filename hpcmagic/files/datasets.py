@@ -7,17 +7,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import DataError
-from hpcmagic.files.kinds import Header, Whole, _Format, _slab, dtype_from, dtype_text, fitting, library
+from hpcmagic.files.kinds import CHUNKS, EDGES, Header, Whole, _slab, dtype_from, dtype_text, fitting, library
+from hpcmagic.files.places import _Placed
 
 SHOWN = 8  # arrays of a file that an error names
 DEEPEST = 16  # groups within groups: HDF5 may hold circles
 
 
-class _Hdf5(_Format):
+class _Hdf5(_Placed):
     """Opened without locks, which a cluster's file system may lack."""
 
     def open(self, path: Path, mode: str) -> Any:
@@ -60,7 +62,20 @@ class _Hdf5(_Format):
             self.require_no_group(root, inner)
             if inner in root:
                 del root[inner]
-            root.create_dataset(inner, whole.shape, dtype_from(whole.dtype))
+            place = self.create(root, inner, whole).id.get_offset()
+        with self.writing() as fd:  # pages that this host holds are let go of: others write into them
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.tell(replace(whole, order="C"), int(place or 0))  # an empty one has none
+
+    @staticmethod
+    def create(root: Any, inner: str, whole: Whole) -> Any:
+        """Make the array in one piece, and room for it at once."""
+        h5py = library("h5py")
+        at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        return root.create_dataset(inner, whole.shape, dtype_from(whole.dtype), dcpl=at_once)
 
     def require_no_group(self, root: Any, inner: str) -> None:
         """Refuse to replace a group by an array, with all that is in it."""
@@ -68,16 +83,6 @@ class _Hdf5(_Format):
         if node is not None and not hasattr(node, "shape"):
             mend = f"Name an array within it, as in `{self.store.name}:{inner}/data`."
             raise DataError(f"`{self.store}:{inner or '/'}` is a group, which stays.", mend)
-
-    def unfinished(self, root: Any) -> Any:
-        return root[self.inner or "/data"]
-
-    def write(self, value: Any, begin: int, rank: int, axis: int) -> None:
-        with self.open(self.part, "r+") as root:
-            whole = self.unfinished(root)
-            rows, axis = fitting(value, (whole.shape, whole.dtype), begin, rank, axis)
-            if rows.size:
-                whole[_slab(begin, begin + rows.shape[axis], axis)] = rows
 
 
 def _node(root: Any, inner: str) -> Any:
@@ -123,14 +128,17 @@ class _Zarr(_Hdf5):
         dtype = dtype_from(whole.dtype)
         library("zarr").create_array(str(self.part), shape=whole.shape, dtype=dtype, zarr_format=zarr_format)
 
-    def unfinished(self, root: Any) -> Any:
-        return root
-
-    def write(self, value: Any, begin: int, rank: int, axis: int) -> None:
-        try:
-            super().write(value, begin, rank, axis)
-        finally:  # one chunk failed: the others are written on, into what will have been given up
-            library("zarr.core.sync").sync(_all_written())
+    def write(self, value: Any, begin: int, rank: int, axis: int, step: str) -> None:
+        """Write the chunks that are this rank's alone, or its first and last rows, whose chunks are others' too."""
+        with self.open(self.part, "r+") as whole:
+            rows, axis = fitting(value, (whole.shape, whole.dtype), begin, rank, axis)
+            runs = _runs(begin, begin + rows.shape[axis], whole.shape[axis], whole.chunks[axis], step)
+            try:
+                for first, last in runs if rows.size else ():
+                    whole[_slab(first, last, axis)] = rows[_slab(first - begin, last - begin, axis)]
+            except BaseException:  # of one chunk; the others are written on, into what will have been given up
+                library("zarr.core.sync").sync(_all_written())
+                raise
 
     def finish(self) -> None:
         if not self.inner:
@@ -145,6 +153,15 @@ class _Zarr(_Hdf5):
         super().finish()
         if root.metadata.consolidated_metadata is not None:  # a list of all there is, as of before
             library("zarr").consolidate_metadata(str(self.store))
+
+
+def _runs(begin: int, end: int, length: int, chunk: int, step: str) -> list[tuple[int, int]]:
+    """Give the rows within whole chunks of begin:end, those at its edges, or all; the array's own end is no edge."""
+    first = -(-begin // chunk) * chunk
+    last = end if end == length else end // chunk * chunk
+    if step not in {CHUNKS, EDGES} or first >= last:
+        return [(begin, end)] if step != CHUNKS else []
+    return [(first, last)] if step == CHUNKS else [run for run in ((begin, first), (last, end)) if run[0] < run[1]]
 
 
 async def _all_written() -> None:

@@ -16,6 +16,7 @@ from hpcmagic.errors import DataError
 
 SUFFIXES = {".npy": "npy", ".zarr": "zarr", ".parquet": "parquet", ".pq": "parquet"}
 SUFFIXES |= dict.fromkeys((".h5", ".hdf5", ".he5", ".nc", ".nc4"), "hdf5")
+ROWS, CHUNKS, EDGES = "rows", "chunks", "edges"  # what a rank writes in one step
 Header = tuple[tuple[int, ...], str, str, tuple[str, ...]]  # shape, dtype, order, columns
 
 

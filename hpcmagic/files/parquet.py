@@ -64,7 +64,7 @@ class _Parquet(_Format):
     def begin(self, _whole: Whole) -> None:
         self.part.mkdir(mode=0o700)
 
-    def write(self, value: Any, _begin: int, rank: int, _axis: int) -> None:
+    def write(self, value: Any, _begin: int, rank: int, _axis: int, _step: str) -> None:
         if not hasattr(type(value), "columns"):  # which tables of pyarrow, pandas and polars have
             raise DataError(f"Rank {rank} holds a {type(value).__name__}, which is no table.", "Make it a DataFrame.")
         table = value.to_arrow() if hasattr(value, "to_arrow") else library("pyarrow").table(value)

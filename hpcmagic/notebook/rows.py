@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpcmagic import shards
 from hpcmagic.errors import DataError, HpcMagicError
-from hpcmagic.files import Contents, File, Whole, dtype_text, in_parallel
+from hpcmagic.files import Contents, File, Whole, dtype_text, steps
 from hpcmagic.notebook import output
 from hpcmagic.wire.messages import ArrayHead, Bind, LookAt, Offered, ReadRows, Write
 
@@ -66,12 +66,13 @@ def gather_file(
     whole, begins = _whole(name, offered, axis)
     session.ask({0: Write("begin", file, whole)})
     try:
-        steps = {
-            rank: Write("rows", file, transfer=transfer, name=name, begin=begin, axis=axis)
-            for rank, begin in enumerate(begins)
-        }
-        for part in [steps] if in_parallel(file) else [{rank: step} for rank, step in steps.items()]:
-            session.ask(part)
+        for step, at_once in steps(file).items():
+            asked = {
+                rank: Write(step, file, transfer=transfer, name=name, begin=begin, axis=axis)
+                for rank, begin in enumerate(begins)
+            }
+            for part in [asked] if at_once else [{rank: one} for rank, one in asked.items()]:
+                session.ask(part)
         session.ask({0: Write("finish", file)})
     except HpcMagicError:
         if not session.ended:

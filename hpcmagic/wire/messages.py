@@ -263,10 +263,10 @@ class Bind:
 class Write:
     """Begin a file, write what was offered into it from this row on, finish it, or give it up."""
 
-    step: str  # begin | rows | finish | give up
+    step: str  # begin | rows, chunks, edges: what of its rows | finish | give up
     file: File
     whole: Whole | None = None  # to begin
-    transfer: int = 0  # rows: of the offer
+    transfer: int = 0  # of the offer
     name: str = ""
     begin: int = 0
     axis: int = 0

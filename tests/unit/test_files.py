@@ -1,6 +1,7 @@
 """Files whose rows ranks read and write: what comes back, how little is read, and what an error leaves behind."""
 
 import errno
+import itertools
 import os
 import pickle
 import shutil
@@ -8,7 +9,6 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -33,11 +33,13 @@ from hpcmagic.files import (
     dtype_text,
     finish_writing,
     give_up,
-    in_parallel,
     look,
     read_rows,
+    steps,
     write_rows,
 )
+from hpcmagic.files.datasets import _runs
+from hpcmagic.files.kinds import CHUNKS, EDGES, ROWS
 
 ARRAYS = ["x.npy", "x.h5:/group/rho", "x.h5", "x.zarr", "x.zarr:/group/rho"]
 EVERY = [*ARRAYS, "x.parquet"]
@@ -57,7 +59,7 @@ def whole_of(value, order="C"):
 def bounds(rows, ranks):
     """As many rows for each rank, the first ones with one more."""
     each, over = divmod(rows, ranks)
-    return list(pairwise(rank * each + min(rank, over) for rank in range(ranks + 1)))
+    return list(itertools.pairwise(rank * each + min(rank, over) for rank in range(ranks + 1)))
 
 
 def written(file, value, ranks=1, axis=0, order="C"):
@@ -65,17 +67,14 @@ def written(file, value, ranks=1, axis=0, order="C"):
     rows = value.shape[axis] if isinstance(value, np.ndarray) else len(value)
     begin_writing(file, whole_of(value, order))
 
-    def write(rank):
+    def write(rank, step):
         begin, end = bounds(rows, ranks)[rank]
         shard = value.take(range(begin, end), axis) if axis else value[begin:end]
-        write_rows(file, shard, begin, rank, axis)
+        write_rows(file, shard, begin, rank, axis, step=step)
 
-    if in_parallel(file):
-        with ThreadPoolExecutor(ranks) as pool:
-            list(pool.map(write, reversed(range(ranks))))
-    else:
-        for rank in range(ranks):
-            write(rank)
+    for step, at_once in steps(file).items():
+        with ThreadPoolExecutor(ranks if at_once else 1) as pool:
+            list(pool.map(write, reversed(range(ranks)), itertools.repeat(step)))
     finish_writing(file)
     return file
 
@@ -169,7 +168,6 @@ def test_meant_from_the_notebook(given, absolute, monkeypatch):
 def test_kind_by_suffix(name, kind):
     """The suffix says what a file is, before there is one."""
     assert File(name).kind() == kind
-    assert in_parallel(File(name)) == (kind in {"npy", "parquet"})
 
 
 @pytest.mark.parametrize("marker", ["zarr.json", ".zgroup", ".zarray", "part-0.parquet", "a.pq"])
@@ -241,6 +239,47 @@ def test_round_trip(tmp_path, name, axis, ranks):
     for readers in (1, 3, 8):
         np.testing.assert_array_equal(read(file, readers, axis), value)
     assert left_beside(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.zarr"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_large_at_once(tmp_path, name, axis):
+    """Ranks that write at once into one array of many chunks leave each other's rows whole."""
+    value = np.random.default_rng(1).random((1_500, 1_400))
+    file = written(File(str(tmp_path / name)), value, 5, axis)
+    if "zarr" in name:
+        assert min(zarr.open(file.path).chunks) < 1_400 // 2
+    np.testing.assert_array_equal(read(file, 3, axis), value)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 15))
+def test_each_row_of_a_zarr_once(counts, chunk):
+    """Every row is written in one of the two steps; of the first, no chunk has a part of two ranks."""
+    ends = list(itertools.accumulate(counts))
+    shards = list(itertools.pairwise([0, *ends]))
+    runs = {step: [_runs(*shard, ends[-1], chunk, step) for shard in shards] for step in (CHUNKS, EDGES, ROWS)}
+    rows = [row for step in (CHUNKS, EDGES) for own in runs[step] for run in own for row in range(*run)]
+    assert sorted(rows) == list(range(ends[-1]))
+    chunks = [{row // chunk for run in own for row in range(*run)} for own in runs[CHUNKS]]
+    assert sum(map(len, chunks)) == len(set().union(*chunks))
+    assert [own for own in runs[ROWS] if own != [own[0]]] == []
+    assert [own[0] for own in runs[ROWS]] == shards
+
+
+def test_hdf5_with_more_than_arrays(tmp_path):
+    """What an HDF5 file begins with stays, a user block too."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", userblock_size=512) as root:
+        root["other/y"] = np.arange(5)
+        root["x"] = np.zeros(3)
+    with path.open("r+b") as opened:
+        opened.write(b"a user block")
+    value = np.random.default_rng(1).random((9, 4)).astype(">f4")
+    written(File(f"{path}:/x"), value, 4)
+    np.testing.assert_array_equal(read(File(f"{path}:/x"), 2), value)
+    with h5py.File(path) as root:
+        assert root["other/y"][...].tolist() == [0, 1, 2, 3, 4]
+    assert path.read_bytes().startswith(b"a user block")
 
 
 @settings(max_examples=150)
@@ -1086,7 +1125,7 @@ def test_narrower_rows(made):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+@pytest.mark.parametrize("name", ["x.npy", "x.h5", "x.parquet"])
 def test_disk_full(made, name, number, monkeypatch):
     """A disk that is full, or a quota that is used up, is said, and what was there stays."""
     file = made(name)
@@ -1111,14 +1150,13 @@ def test_disk_full_as_hdf5_says_it(made, monkeypatch):
     """HDF5 gives the system's error in its text alone."""
     text = "Can't synchronously write data (file write failed: time = x\n, errno = 28, error message = 'No space')"
     file = made("x.h5")
-    begin_writing(file, Whole("array", (3,), "<f8"))
 
-    def full(*args):
+    def full(*_, **__):
         raise OSError(text)
 
-    monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
     with pytest.raises(DataError, match="No space left on device while writing") as error:
-        write_rows(file, np.zeros(3), 0, 0)
+        begin_writing(file, Whole("array", (3,), "<f8"))
     two_lines(error)
 
 
