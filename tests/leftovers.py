@@ -91,8 +91,13 @@ class SharedMemory(Watch):
         return found
 
     def excused(self, path, _before):
-        """Whether it is in use; what a notebook shares with a rank loses its name as soon as both have mapped it."""
-        return not path.name.startswith(PREFIX) and any(str(path) in text for text in _maps())
+        """Whether it is in use, or another test run's.
+
+        What a notebook shares with a rank loses its name as soon as both have mapped it: ours is none that may stay.
+        """
+        if path.name.startswith(PREFIX):
+            return _locked_by_others(path)
+        return any(str(path) in text for text in _maps())
 
     def clear(self, left):
         """Remove them."""
@@ -157,6 +162,18 @@ class Descriptors(Watch):
                 number = int(entry.name)
                 found[number, target] = f"{number}: {target}{ends.get(number, '')}"
         return {key: text for key, text in found.items() if "/proc/" not in text}  # those of looking
+
+
+def _locked_by_others(path):
+    """Whether a process holds a lock on a file that is neither this one nor below it."""
+    with suppress(OSError):
+        inode = path.stat().st_ino
+        own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        return any(
+            words[5].endswith(f":{inode}") and int(words[4]) not in own for words in locks if words[1] == "FLOCK"
+        )
+    return True
 
 
 def _maps():

@@ -18,10 +18,12 @@ from pathlib import Path
 A_FEW = 4
 LIMIT_S = 40 * 60
 LINT = ("make", "--no-print-directory", "lint")
+SIMULATIONS = ("steer", "steer_line", "simulations", "workflows")
+SOME = tuple(f"tests/local/test_{name}.py" for name in SIMULATIONS)
 STREAMS = {
     "slurm": (("tests/slurm",),),
-    "local": (("tests/local",),),
-    "beside": (LINT, ("tests/unit",), ("tests/browser",)),
+    "local": (("tests/local", *(f"--ignore={file}" for file in SOME)),),
+    "beside": (LINT, ("tests/unit",), ("tests/browser",), SOME),
 }
 BUILD = Path("build")
 TESTS_FAILED = 1  # pytest's exit status
