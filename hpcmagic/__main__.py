@@ -20,7 +20,7 @@ import hpcmagic
 from hpcmagic import profiles
 from hpcmagic.errors import ProfileError
 from hpcmagic.forms import guess
-from hpcmagic.profile_files import line_of
+from hpcmagic.profile_files import ENCODING, line_of
 
 GOOD, WRONG, NO_FILE = 0, 1, 2  # exit status; argparse's own for a wrong line is 2 as well
 
@@ -54,7 +54,7 @@ def example() -> str:
 def check_file(path: Path) -> int:
     """Print what is right and wrong in a file of profiles; give the exit status."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=ENCODING)
     except (OSError, UnicodeDecodeError) as error:
         print(f"Cannot read {path}: {error}.", file=sys.stderr)
         return NO_FILE
@@ -64,6 +64,8 @@ def check_file(path: Path) -> int:
         print(error)
         return WRONG
     wrong = _check_default(path, content)
+    if not content:
+        print(f"{path}: nothing in it")
     for name, part in content.get("profiles", {}).items():
         found = list(profiles.faults(name, part, path))
         for key, fault in found:

@@ -253,9 +253,9 @@ def rule_of(priority_flags: str) -> Rule:
 
 
 def with_typed_gpus(tres: Mapping[str, float], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Add as many of the dearest where a site weighs GPUs by type: none was asked for, and no estimate is too low."""
+    """Add as many of the dearest where a site weighs GPUs by type and none was asked for: no estimate is too low."""
     typed = [name for name in weights or () if name.startswith("gres/gpu:")]
-    if not typed or not tres.get("gres/gpu"):
+    if not typed or not tres.get("gres/gpu") or any(name.startswith("gres/gpu:") for name in tres):
         return dict(tres)
     dearest = max(typed, key=lambda name: (weights or {})[name])
     return {**tres, dearest: tres["gres/gpu"]}

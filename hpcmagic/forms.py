@@ -5,9 +5,11 @@ text or number ─► CHECKS[key](key, value, origin) ─► the value, or a Pro
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hpcmagic.errors import ProfileError
@@ -20,6 +22,8 @@ UNLIMITED_S = 1e9
 
 def _malformed(key: str, value: Any, origin: str, form: str) -> ProfileError:
     option = f"--{key.replace('_', '-')}"
+    if isinstance(value, dt.time | dt.date):  # what TOML makes of a time without quotes
+        return ProfileError(f"{option} {value} ({origin}) is malformed.", f"Write it in quotes, as {form}.")
     return ProfileError(f"{option} {value!r} ({origin}) is malformed.", f"Write it as {form}.")
 
 
@@ -84,7 +88,13 @@ def _duration(key: str, value: Any, origin: str) -> float:
     """Read seconds from `off`, a number of minutes, or one of sbatch's forms."""
     if str(value).lower() in ("off", "0"):
         return 0.0
-    return float(walltime_s(_walltime(key, value, origin)) or 0)
+    return float(walltime_s(_span(key, value, origin)) or 0)
+
+
+def _program(key: str, value: Any, origin: str) -> str:
+    """Give a program's path; nobody expands a `~` in it later."""
+    path = _line(key, value, origin)
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def walltime_s(text: str) -> int | None:
@@ -117,10 +127,9 @@ def canonical(name: str, value: Any) -> Any:
     return value
 
 
-_walltime = _matching(
-    r"(?![0:-]+$)(\d+|\d+:[0-5]\d|\d+:[0-5]\d:[0-5]\d|\d+-\d+(:[0-5]\d){0,2})|(?i:infinite|unlimited)",
-    "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`",
-)
+SPAN = r"(?![0:-]+$)(\d+|\d+:[0-5]\d|\d+:[0-5]\d:[0-5]\d|\d+-\d+(:[0-5]\d){0,2})|(?i:infinite|unlimited)"
+_walltime = _matching(SPAN, "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`")
+_span = _matching(SPAN, "minutes, H:MM:SS or `off`")
 NAME = r"[A-Za-z0-9_.,@+-]+"
 _name = _matching(NAME, "a name without blanks")
 _line = _matching(r"[^\n\r\0]*", "one line of text")
@@ -148,7 +157,7 @@ CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
         rf"({NAME}|[~/][^\n\r\0:$]*\.ya?ml(:{NAME})?)",
         "a section's name, or the path of a .yaml file, with `:SECTION`",
     ),
-    "python": _line,
+    "python": _program,
     "env": _texts(r"[A-Za-z_][A-Za-z0-9_]*", "names of environment variables", between=","),
     "prologue": _texts(r"[^\n\r\0]*", "shell lines", between=None),
     "cost_unit": _matching(r"[^\W\d_][\w -]{0,31}", "what the site calls it, e.g. `core-hours`"),

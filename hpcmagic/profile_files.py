@@ -12,13 +12,14 @@ from hpcmagic.errors import ProfileError
 from hpcmagic.forms import FILE_KEYS, guess
 
 TOP = ("default", "profiles")
+ENCODING = "utf-8-sig"  # some editors put a mark before the first line
 Files = list[tuple[Path, dict[str, Any]]]  # built in, the site's, the user's: a later one overrides
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """Read one file of profiles; empty when there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=ENCODING)
         content = tomllib.loads(text)
     except FileNotFoundError:
         return {}
@@ -26,7 +27,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ProfileError(f"Cannot read {path}: {error}.", "Mend or remove that file.") from error
     except tomllib.TOMLDecodeError as error:
         said = str(error).replace("at end of document", f"at the end, line {len(text.splitlines())}")
-        raise ProfileError(f"{path} is not TOML: {said}.", "Mend that line.") from error
+        mend = 'Mend that line; text stands in quotes: `mem = "16G"`.'
+        raise ProfileError(f"{path} is not TOML: {said}.", mend) from error
     for key, value in content.items():
         if key not in TOP:
             raise ProfileError(f"{path}: unknown key {key!r}.", _belongs(key, value))

@@ -180,7 +180,8 @@ def require_alike(name: str, shards: Sequence[Any], axis: int = 0) -> None:
     """
     axes = _axes(shards[0]) if shards else range(0)
     if axes and axis not in axes:
-        raise _refused(name, f"{_text(shards[:1])} has no axis {axis}")
+        mend = f"Join it along another: `%gather {name} --axis {axes[-1]}`; or "
+        raise _refused(name, f"{_text(shards[:1])} has no axis {axis}", mend)
     groups = _groups(shards, axis)
     if not axes or len(groups) > 1:
         raise _misfit(name, shards, groups)

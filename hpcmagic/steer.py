@@ -17,20 +17,19 @@ nothing.
 from __future__ import annotations
 
 import json
-import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from hpcmagic.errors import SteerError
+from hpcmagic.ranges import Schedule, Scheduled, declared, fitted, new_value, strays
 
 __all__ = ["Live", "live", "replay"]
 
 SHARE = 0.01
-WORDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-Schedule = Mapping[int, Sequence[tuple[str, Any, str]]]  # by step: parameter (no name = stop), value, line of the log
 
 _replayed: list[Schedule] = []  # what the next `live` applies
 
@@ -63,7 +62,7 @@ class Live(Protocol):
         Parameters
         ----------
         name
-            By which the notebook sets it.
+            By which the notebook sets it, one that a variable may have. All ranks call it; the first call declares.
         default
             A number, True or False, or a text; what is set must be of its type.
         min, max
@@ -103,9 +102,13 @@ def live(comm: Any = None, *, share: float = SHARE) -> Live:
     Raises
     ------
     SteerError
-        A simulation is live already in this cell, or the file to be replayed cannot be read.
+        A simulation is live already in this cell, or what is given is no communicator, or no share.
     """
     _require_communicator(comm)
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise SteerError(
+            f"share = {share!r} is no part of a step's time.", "Give more than 0, at most 1: `share=0.01`."
+        )
     schedule = _replayed.pop() if _replayed else {}
     steering = sys.modules.get("hpcmagic.engine.steering")
     here = steering.here() if steering is not None else None
@@ -128,10 +131,12 @@ def replay(file: str | Path) -> None:
 
 def _read(file: str) -> Schedule:
     """Read the changes of a steering log, by step; no name stands for stop."""
-    schedule: dict[int, list[tuple[str, Any, str]]] = {}
+    schedule: dict[int, list[Scheduled]] = {}
     number = 0
     try:
         for number, line in enumerate(Path(file).read_text("utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
             step, change = _change(json.loads(line))
             schedule.setdefault(step, []).append((*change, f"{file}, line {number}"))
     except OSError as error:
@@ -166,6 +171,9 @@ class _Alone:
 
     _gone_through = False
 
+    def __init__(self) -> None:
+        self._declared: set[str] = set()
+
     def steps(self, steps: int | Iterable[int]) -> Iterator[int]:
         if self._gone_through:  # as in a session
             raise SteerError("This simulation is over.", "Begin another with `steer.live`.")
@@ -180,13 +188,16 @@ class _Alone:
 
     def param(
         self,
-        name: str,  # noqa: ARG002  # nobody sets it
+        name: str,
         default: Any,
         *,
-        min: float | None = None,  # noqa: A002, ARG002
-        max: float | None = None,  # noqa: A002, ARG002
-        check: Any = None,  # noqa: ARG002
+        min: float | None = None,  # noqa: A002
+        max: float | None = None,  # noqa: A002
+        check: Any = None,  # noqa: ARG002  # nobody sets it
     ) -> Any:
+        if name not in self._declared:  # what a session would refuse is refused here too
+            declared(name, default, min, max)
+            self._declared.add(name)
         return default
 
     def publish(self, **numbers: Any) -> None:
@@ -200,17 +211,22 @@ class _Replayed(_Alone):
     """Such a one to which a log is applied again."""
 
     def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
         self._schedule = schedule
         self._values: dict[str, Any] = {}
-        self._declared: set[str] = set()
 
     def steps(self, steps: int | Iterable[int]) -> Iterator[int]:
-        for step in super().steps(steps):
-            for name, value, _ in self._schedule.get(step, ()):
-                if not name:
-                    return
-                self._values[name] = value
-            yield step
+        step = -1
+        try:
+            for step in super().steps(steps):
+                for name, value, _ in self._schedule.get(step, ()):
+                    if not name:
+                        return
+                    self._values[name] = value
+                yield step
+        finally:
+            for stray in strays(self._schedule, self._declared, step):
+                warnings.warn(stray, stacklevel=2)
 
     def param(
         self,
@@ -222,28 +238,9 @@ class _Replayed(_Alone):
         check: Any = None,  # noqa: ARG002  # it was asked when the log was written
     ) -> Any:
         if name not in self._declared:
+            param = declared(name, default, min, max)
+            self._schedule = fitted(name, param, self._schedule)
+            if name in self._values:  # by a log that sets it before it is declared
+                self._values[name] = new_value(name, self._values[name], param)
             self._declared.add(name)
-            for changed, value, where in (change for changes in self._schedule.values() for change in changes):
-                if changed == name and (why := _misfit(name, value, default, min, max)):
-                    raise SteerError(
-                        f"The steering log does not fit this simulation: {where}: {why}.",
-                        "Mend that line, or the range in `live.param`, and run it again.",
-                    )
         return self._values.get(name, default)
-
-
-def _misfit(name: str, new: Any, default: Any, least: Any, most: Any) -> str:
-    """Say why a parameter does not take a value, in the words of a session (engine/params); nothing if it does."""
-    default = default.item() if hasattr(default, "item") else default
-    kind = next((one for one in WORDS if isinstance(default, one)), None)
-    number = isinstance(new, (int, float)) and not isinstance(new, bool)
-    alike = type(new) is kind or (number and (kind is float or (kind is int and float(new).is_integer())))
-    if kind is None or not alike:
-        return f"{name} takes {WORDS.get(kind, 'nothing')}, not {new!r}"
-    if kind is float and not math.isfinite(new):
-        return f"{name} takes a finite number, not {new}"
-    if number and least is not None and new < least:
-        return f"{name} = {kind(new)!r} is below its least value, {least!r}"
-    if number and most is not None and new > most:
-        return f"{name} = {kind(new)!r} is above its greatest value, {most!r}"
-    return ""

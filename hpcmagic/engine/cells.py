@@ -15,7 +15,9 @@ import os
 import pickle
 import sys
 import time
+import tokenize
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -25,7 +27,7 @@ from traitlets import Type
 
 from hpcmagic.engine.capture import Capture, RankDisplayHook, RankDisplayPublisher, RankLog
 from hpcmagic.engine.steering import Steering
-from hpcmagic.engine.tracebacks import CELL, know, raised_by
+from hpcmagic.engine.tracebacks import AGAIN, CELL, in_short, know, raised_by
 from hpcmagic.engine.transfers import Transfers
 from hpcmagic.wire.messages import VALUE_LIMIT_NBYTES, Apply, Call, Output, Pickled, Reply, RunCell
 
@@ -39,6 +41,7 @@ class RankShell(ZMQInteractiveShell):
     display_pub_class = Type(RankDisplayPublisher)
     capture: Capture | None = None
     serves_stock = False  # a request of ipyparallel's own is being served
+    fault: BaseException | None = None  # what IPython only shows in a cell that goes on: of a file of `%run`, say
 
     def ask_exit(self) -> None:
         """Leave exit() and quit() without effect: the other ranks would go too."""
@@ -51,10 +54,14 @@ class RankShell(ZMQInteractiveShell):
         if self.capture is None:
             super()._showtraceback(etype, evalue, stb)
 
-    def showtraceback(self, *args: Any, **kwargs: Any) -> None:
+    def showtraceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
         """Leave a cell's error to `raised`; IPython's rendering would cost 30 ms."""
         if self.capture is None:
-            super().showtraceback(*args, **kwargs)
+            super().showtraceback(exc_tuple, *args, **kwargs)
+        elif exc_tuple is not None:  # a value that cannot display itself
+            print(in_short(exc_tuple[1]), file=sys.stderr)
+        elif not kwargs.get("running_compiled_code"):
+            self.fault = self.fault or sys.exc_info()[1]
 
 
 class CellRunner:
@@ -87,6 +94,7 @@ class CellRunner:
         self._libc = ctypes.CDLL(None)
         shell.compile.get_code_name = self._code_name
         self._name = "cell"
+        self._times: Counter[str] = Counter()  # how often a name was used: each kernel counts its cells from 1
 
     def stream(self) -> None:
         """Send what the running cell has put out so far ahead (called in the agent's thread)."""
@@ -137,7 +145,10 @@ class CellRunner:
         return Reply(self.rank, outputs, has_value=True, value=value, described=described, raised=raised)
 
     def _code_name(self, _raw: str, _transformed: str, _number: int) -> str:
-        return f"{CELL}{self._name.removeprefix('cell ')}>"
+        name = self._name.removeprefix("cell ")
+        self._times[name] += 1
+        again = f"{AGAIN}{self._times[name]}" if self._times[name] > 1 else ""  # each has its own lines
+        return f"{CELL}{name}{again}>"
 
     async def _run_cell(self, cell: RunCell, cell_id: str) -> Reply:
         self._name = cell.name
@@ -150,7 +161,7 @@ class CellRunner:
         raised, has_value, value, described = None, False, None, ""
         try:
             raised = raised_by(error) if error is not None else None
-            if capture.has_value and raised is None and (cell.keep_value or not _silenced(cell.source)):
+            if capture.has_value and raised is None and (cell.keep_value or not self._silenced(cell.source)):
                 value, described = pickled_value(capture.value)
                 has_value = True
         except BaseException as broken:  # a value may raise anything when it is asked; what was printed is kept
@@ -158,9 +169,17 @@ class CellRunner:
         rest = capture.take(at_end=True)
         return Reply(self.rank, rest, capture.streamed, has_value, value, described, raised=raised)
 
+    def _silenced(self, source: str) -> bool:
+        """Whether the cell ends in a semicolon; a comment behind it does not count, nor one within a comment."""
+        try:
+            return bool(self.shell.displayhook.semicolon_at_end_of_expression(source))
+        except (SyntaxError, tokenize.TokenError):  # IPython's own syntax need not be Python's
+            return source.rstrip().endswith(";")
+
     async def _execute(self, source: str) -> BaseException | None:
         """Run source in the user's namespace; give what it raised."""
         shell, self.interrupted = self.shell, False
+        shell.fault = None
         try:
             transformed = shell.transform_cell(source)
         except Exception as error:  # runs input transformers that users register: theirs is the cell's error
@@ -177,7 +196,8 @@ class CellRunner:
         finally:
             self.task = None
             shell.events.trigger("post_execute")
-        ended: BaseException | None = result.error_before_exec or result.error_in_exec
+        ended: BaseException | None = result.error_before_exec or result.error_in_exec or shell.fault
+        shell.fault = None
         if isinstance(ended, asyncio.CancelledError) and self.interrupted:
             return KeyboardInterrupt().with_traceback(ended.__traceback__)
         return ended
@@ -213,11 +233,6 @@ def _run_to_end(coroutine: Any) -> Any:
     except StopIteration as done:
         return done.value
     raise RuntimeError("the cell waits, but has no top-level await")
-
-
-def _silenced(source: str) -> bool:
-    """Whether the cell's last line ends in a semicolon."""
-    return source.rstrip().endswith(";")
 
 
 def pickled_value(value: Any) -> tuple[Pickled | None, str]:

@@ -19,9 +19,10 @@ from itertools import count, islice
 from typing import Any
 
 from hpcmagic.engine.fields import Collect
-from hpcmagic.engine.params import Refused, Scheduled, accepted
+from hpcmagic.engine.params import accepted
 from hpcmagic.engine.runs import Run, Wanted
 from hpcmagic.errors import HpcMagicError
+from hpcmagic.ranges import Refused, Scheduled
 from hpcmagic.wire.bulk import Channel
 from hpcmagic.wire.looks import VERBS, Command, Event, Look, News, Poke, receive, send
 from hpcmagic.wire.moving import run_one

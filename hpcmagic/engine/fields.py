@@ -63,7 +63,8 @@ def box_of(array: Any, box: Any) -> Box:
     try:
         if isinstance(box, slice):
             box = (box,)
-        found = tuple(_ends(one) for one in box)
+        own = iter(shape)
+        found = tuple(_ends(one, next(own, 0)) for one in box)
     except (TypeError, ValueError) as error:
         raise ValueError(f"box must have a slice, or begin and end, of each dimension, not {box!r}") from error
     lengths = tuple(end - begin for begin, end in found)
@@ -72,11 +73,12 @@ def box_of(array: Any, box: Any) -> Box:
     return found
 
 
-def _ends(one: Any) -> tuple[int, int]:
+def _ends(one: Any, length: int) -> tuple[int, int]:
     if isinstance(one, slice):
         if one.step not in (None, 1):
             raise ValueError("a part has no gaps")
-        return operator.index(one.start or 0), operator.index(one.stop)
+        begin = operator.index(one.start or 0)
+        return begin, begin + length if one.stop is None else operator.index(one.stop)
     begin, end = one
     return operator.index(begin), operator.index(end)
 

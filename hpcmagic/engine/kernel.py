@@ -339,5 +339,6 @@ def engine_config(directory: SessionDirectory) -> Any:
     config.IPEngine.log_level = 40
     config.RankEngine = config.IPEngine
     config.InteractiveShell.colors = "NoColor"
+    config.InteractiveShell.display_page = True  # what `x?` tells: nobody sees a pager of the rank's
     config.HistoryManager.enabled = False
     return config

@@ -13,23 +13,23 @@ from __future__ import annotations
 import operator
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcmagic.engine.desk import QUIET, Batch, Desk
 from hpcmagic.engine.fields import Collect, Part, box_of, part_of
 from hpcmagic.engine.gauge import Gauge
-from hpcmagic.engine.params import Check, Scheduled, declared, require_taken
+from hpcmagic.engine.params import Check
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.pictures import Pictures
 from hpcmagic.engine.runs import Run
 from hpcmagic.engine.words import BATCH, GO, LEFT, PART, PULSE, End, Words, nap
 from hpcmagic.errors import SteerError
+from hpcmagic.ranges import Schedule, declared, fitted, new_value, strays
 
 PAUSED_LOOK_S = 0.05
 BEFORE = -1  # the first step
-Schedule = Mapping[int, Sequence[Scheduled]]  # by step
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Live:
         if self.left:
             raise SteerError("This simulation is over.", "Begin another with `steer.live`.")
         numbers = steps if isinstance(steps, Iterable) else range(_number_of(steps))
-        if isinstance(numbers, Sequence):
-            self._run.steps = len(numbers)
+        if isinstance(numbers, range) and numbers:
+            self._run.steps = 1 + max(numbers[0], numbers[-1])
         self.in_loop, why = True, ""
         try:
             for step in numbers:
@@ -97,7 +97,9 @@ class Live:
         """Give a parameter's value: the same on every rank at the same step."""
         if name not in self._declared:
             param = declared(name, default, min, max)
-            require_taken(name, param, self._schedule)
+            self._schedule = fitted(name, param, self._schedule)
+            if self._schedule and name in self._values:  # by a log that sets it before it is declared
+                self._values[name] = new_value(name, self._values[name], param)
             self._declared.add(name)
             if self.rank == 0:
                 with patience:
@@ -113,6 +115,7 @@ class Live:
 
     def field(self, name: str, array: Any, box: Any = None) -> None:
         """Show this rank's part of a field, if somebody looks."""
+        name = str(name)
         if self.rank == 0 and name not in self._run.fields:
             self._run.fields[name] = ()
         self._given[name] = Given(self._step, box, _kept(array))
@@ -150,6 +153,7 @@ class Live:
         """Do, before a step, what all ranks do; whether the simulation goes on."""
         with patience:
             began_s, waited_s, work_s = time.perf_counter(), self._words.waited_s, time.thread_time()
+            busy = self._pictures.busy
             try:
                 self._step = operator.index(step)
             except TypeError:
@@ -160,7 +164,10 @@ class Live:
             self._given.clear()
             now = time.perf_counter()
             waited_s = self._words.waited_s - waited_s
-            self._gauge.boundary(now - began_s, waited_s, time.thread_time() - work_s)
+            work_s = time.thread_time() - work_s
+            self._gauge.boundary(now - began_s, waited_s, work_s)
+            if self.rank == 0 and not waited_s:
+                self._pictures.note_boundary(work_s, busy=busy or self._pictures.busy)
             if self._gauge.is_due(now):
                 self._send_pulse(now)
         return goes_on
@@ -265,6 +272,8 @@ class Live:
             self.left, self.in_loop = True, False
             self._given.clear()
             if self.rank == 0:
+                for stray in strays(self._schedule, self._declared, self._step):
+                    self._run.warn(stray)
                 if not self._ended:
                     self._words.tell_end(End(0, self._step, why))
                 self._desk.end(why or "the ranks have left the loop")

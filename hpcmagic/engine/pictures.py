@@ -2,9 +2,9 @@
 
     desk: who wants which ─► wish() ─► Collect ═ all ranks ═► take(part) … ─► desk: a picture
 
-Watching takes at most a share of the time: after a picture that cost c seconds, on the slowest rank and for those who
-read at rank 0, none is asked for within c / share; what counts is the processor's time. Where that is too rare,
-pictures become coarser.
+Watching takes at most a share of the time: after a picture that cost c seconds, on the slowest rank, at rank 0 to ask
+for it and take it in, and for those who read there, none is asked for within c / share; what counts is time of the
+processor. Where that is too rare, pictures become coarser.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from hpcmagic.engine.runs import Run, Wanted
 STALE_S = 5.0  # a picture whose parts have not come by then …
 STALE_STEPS = 20  # … and by so many steps never will
 FAULTY_S = 1.0  # until a field that cannot be shown is looked at again
-SLOWEST_HZ = 1.0  # rather than show fewer pictures, thin more
+SLOWEST_HZ = 1.0  # rather than show fewer pictures, thin more …
+COARSEST = 64  # … as far as so many pixels on the longer side: of very many ranks the number of parts is what costs
+LONGEST_S, LONGEST_COARSE_S = 2.0, 10.0  # without a picture, whatever the last cost: somebody may have come just now
+QUIET_STEPS = 16  # of so many boundaries the mean is what one takes
 
 
 class Readers(Protocol):
@@ -48,13 +51,15 @@ class Pictures:
         self._desk = desk
         self._size = size
         self._watching_s = 0.0  # as far as it is paid for
+        self._quiet_s = 0.0  # what a boundary takes without any picture, of late
         self._frames = count(1)
         self._asked: tuple[Collect, float] | None = None
         self._hz = 1.0
         self._parts: dict[int, Part] = {}
         self._boxes: dict[str, dict[int, Box]] = {}
         self._due_s: dict[str, float] = {}  # by field: when its next picture is
-        self._free_s = 0.0  # when the last one is paid for
+        self._paid_s = 0.0  # when the last one that is paid for was asked for …
+        self._free_s = 0.0  # … and until when it is
         self._coarser = 1
 
     def wish(self, step_s: float, still: Mapping[str, int] | None = None) -> Collect | None:
@@ -63,17 +68,17 @@ class Pictures:
         While the simulation is paused, `still` has the fields that there are, by the step that they are of: of these
         only what nobody has seen is asked for.
         """
-        wanted = self._desk.wanted()
-        if still is not None:
-            wanted = [one for one in wanted if one.name in still and not self._seen(one, still[one.name])]
-        if not wanted:
-            return None
         now = time.perf_counter()
         if self._asked is not None:
             if now - self._asked[1] < STALE_S + STALE_STEPS * step_s:
                 return None
             self._give_up(self._asked[0])
-        if now < self._free_s:
+        if now < self._free_s:  # at most steps that is all
+            return None
+        wanted = self._desk.wanted()
+        if still is not None:
+            wanted = [one for one in wanted if one.name in still and not self._seen(one, still[one.name])]
+        if not wanted:
             return None
         first = min(wanted, key=lambda one: self._due_s.get(one.name, 0.0))
         if now < self._due_s.get(first.name, 0.0):
@@ -84,10 +89,23 @@ class Pictures:
         self._due_s[first.name] = now + 1 / first.hz
         return collect
 
+    @property
+    def busy(self) -> bool:
+        """Whether one is on its way."""
+        return self._asked is not None
+
+    def note_boundary(self, work_s: float, *, busy: bool) -> None:
+        """Count what a boundary took of the processor at rank 0; what a picture adds to it is paid for likewise."""
+        if busy:
+            self._run.watching_s += work_s - self._quiet_s
+        else:
+            self._quiet_s += (work_s - self._quiet_s) / QUIET_STEPS
+
     def _stride(self, wanted: Wanted) -> int:
         """Give how much a field is thinned; 0 = its size is not known yet."""
         shape = self._run.fields.get(wanted.name, ())
-        return stride_for(shape, wanted.pixels) * self._coarser if shape else 0
+        finest = stride_for(shape, wanted.pixels)
+        return min(finest * self._coarser, max(finest, stride_for(shape, COARSEST))) if shape else 0
 
     def _seen(self, wanted: Wanted, step: int) -> bool:
         """Whether the newest picture is of this step, and as fine as it is wanted."""
@@ -112,7 +130,7 @@ class Pictures:
             (collect, asked_s), self._asked = self._asked, None
             self._complete(collect)
             cost_s = max(part.cost_s for part in self._parts.values()) + time.thread_time() - began_s
-            self._pay(cost_s, asked_s, thinned=collect.stride > 0)
+            self._pay(cost_s, asked_s, collect)
 
     def _complete(self, collect: Collect) -> None:
         parts, name = self._parts, collect.name
@@ -138,14 +156,16 @@ class Pictures:
             self._run.pictures[name] = collect, dict(parts)
         self._run.fields[name] = shape
 
-    def _pay(self, cost_s: float, asked_s: float, *, thinned: bool) -> None:
+    def _pay(self, cost_s: float, asked_s: float, collect: Collect) -> None:
         watching_s = self._run.watching_s
         pause_s = (cost_s + watching_s - self._watching_s) / self._run.share
         self._watching_s = watching_s
-        self._free_s = asked_s + min(pause_s, 2 / SLOWEST_HZ)  # not long for what happens once: somebody comes
-        if not thinned:
+        coarsest = collect.stride >= stride_for(self._run.fields.get(collect.name, ()), COARSEST)
+        self._free_s = asked_s + min(pause_s, LONGEST_COARSE_S if coarsest else LONGEST_S)
+        since_s, self._paid_s = asked_s - self._paid_s, asked_s
+        if not collect.stride:
             return
-        if pause_s > 1 / SLOWEST_HZ:
-            self._coarser *= 2
+        if pause_s > max(1 / SLOWEST_HZ, since_s):  # what readers took in a long time without any is not this one's
+            self._coarser *= 1 if coarsest else 2
         elif self._coarser > 1 and pause_s * 8 < 1 / SLOWEST_HZ:
             self._coarser //= 2

@@ -17,7 +17,8 @@ from hpcmagic.engine.params import Check
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.series import Series
 from hpcmagic.engine.steerlog import SteeringLog
-from hpcmagic.wire.looks import Curve, Param, Picture, Pulse
+from hpcmagic.ranges import Param
+from hpcmagic.wire.looks import Curve, Picture, Pulse
 
 SERIES_KEPT = 500
 WARNINGS_KEPT = 20

@@ -13,10 +13,11 @@ from typing import Any
 
 from hpcmagic.engine.communicators import words_for
 from hpcmagic.engine.desk import Desk
-from hpcmagic.engine.live import Live, Schedule
+from hpcmagic.engine.live import Live
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.port import BulkPort
 from hpcmagic.errors import HpcMagicError, SteerError
+from hpcmagic.ranges import Schedule
 
 READERS = 64  # two a notebook
 

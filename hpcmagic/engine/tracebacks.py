@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 import os
+import re
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from hpcmagic.errors import HpcMagicError
 from hpcmagic.wire.messages import Frame, Raised, Sources, Stand
 
 CELL = "<cell "  # how the file names of cells begin
+AGAIN = "#"  # behind it, how often the name was used, where it was used before
 PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 LIBRARY = (
     f"{os.sep}site-packages{os.sep}",
@@ -24,6 +26,10 @@ LIBRARY = (
     "<frozen",
 )
 MEMBERS = 4  # of an exception group, in its text
+OWN_WAITS = {  # of hpcmagic's for other ranks: a variable there tells since when
+    f"{PACKAGE}engine{os.sep}words.py": ("next", "live.steps"),
+    f"{PACKAGE}engine{os.sep}communicators.py": ("_done", "steer.live"),
+}
 LINES_KEPT = 10_000
 
 _lines: OrderedDict[tuple[str, int], tuple[str, str]] = OrderedDict()  # of the notebook's functions
@@ -51,6 +57,13 @@ def raised_by(error: BaseException) -> Raised:
     return Raised(_exact(type(error).__name__), _text(error), tuple(frames), _full(error))
 
 
+def in_short(error: BaseException) -> str:
+    """Give an exception as a few lines."""
+    raised = raised_by(error)
+    frames = [f"  {frame.where}:  {frame.source}" for frame in raised.frames]
+    return "\n".join([f"{raised.name}: {raised.text}".removesuffix(": "), *frames])
+
+
 def users_frame(frame: Any) -> bool:
     """Whether a cell's code is on the stack of `frame`."""
     while frame is not None:
@@ -72,7 +85,18 @@ def stand(rank: int, request: str, frame: Any) -> Stand:
         shown = shown.f_back
     line = _frame(traceback.FrameSummary(shown.f_code.co_filename, shown.f_lineno, shown.f_code.co_name))
     mark = f"{id(frame)}:{frame.f_lasti}:{id(frame.f_code)}"
-    return Stand(rank, request, line.where, line.source, _mpi_call(frame), mark)
+    call, since_s = _own_wait(frame, own)
+    return Stand(rank, request, line.where, line.source, call or _mpi_call(frame), since_s or mark)
+
+
+def _own_wait(frame: Any, own: Any) -> tuple[str, str]:
+    """Give in which call of `hpcmagic.steer` a thread waits for other ranks, and since when; else nothing."""
+    while frame is not own:
+        function, call = OWN_WAITS.get(frame.f_code.co_filename, ("", ""))
+        if frame.f_code.co_name == function and "began_s" in frame.f_locals:
+            return call, f"{call}:{frame.f_locals['began_s']}"
+        frame = frame.f_back
+    return "", ""
 
 
 def _mpi_call(frame: Any) -> str:
@@ -165,7 +189,7 @@ def _notes(error: BaseException) -> list[Any]:
 
 def _full(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(error))
+        return re.sub(rf"({CELL}[^>{AGAIN}]*){AGAIN}\d+>", r"\1>", "".join(traceback.format_exception(error)))
     except BaseException as broken:  # it formats what a SyntaxError says of itself, which may be anything
         return f"<no traceback: {type(broken).__name__}>"
 
@@ -189,7 +213,7 @@ def _is_users(filename: str) -> bool:
 
 
 def _file(filename: str) -> str:
-    return filename.removeprefix("<").removesuffix(">")
+    return filename.removeprefix("<").removesuffix(">").partition(AGAIN)[0]
 
 
 def _frame(entry: traceback.FrameSummary) -> Frame:

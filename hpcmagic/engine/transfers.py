@@ -195,8 +195,9 @@ class Transfers:
             run_one(channel, self._send(channel, message, kept))
 
     def forget(self, message: Forget) -> None:
-        """Let go of what was offered."""
+        """Let go of what was offered, or read."""
         self._offers.pop(message.transfer, None)
+        self._read.pop(message.transfer, None)
 
     def _send(self, channel: Channel, message: Give, kept: Mapping[str, _Kept]) -> Moving:
         for name, order in message.orders.items():

@@ -3,6 +3,7 @@
     rank 0 ─ Ibcast ─► all      a word at each boundary: GO, or a BATCH and its pickle; at last OVER
     rank 0 ─ Isend ──► each     End: who has left the loop, at which step, and why
     others ─ Isend ──► rank 0   LEFT, PULSE, PART
+    all ─ Ibarrier             now and then: rank 0 waits where the slowest has not heard the one before
 
 A word passes from rank to rank along MPI's tree. A rank that has left does not pass it on for longer than it lingers;
 so the end is told to each rank by itself too. No wait here blocks in MPI.
@@ -32,7 +33,7 @@ LEFT, PULSE, PART, END = range(4)  # tags
 SPIN_S = 300e-6  # a wait so short only lets others have the processor …
 NAPS_S = 50e-6, 2e-3  # … a longer one naps: at first, and after a second
 LINGER_S = 2.0
-AHEAD = 64  # words that rank 0 may be ahead of the slowest rank
+AHEAD = 16  # words that rank 0 may be ahead of the slowest rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Words:
         self._head: tuple[bytearray, Any] | None = None  # rank 0's word that is awaited, and the request for it
         self._body: tuple[bytearray, Any] | None = None
         self._flying: deque[tuple[Any, Any]] = deque()  # requests, with the memory that they send from
+        self._level: deque[Any] = deque()  # barriers that not all ranks have come to
         self._coming: list[tuple[Any, int, int, bytearray]] = []
         if comm is not None:
             from mpi4py import MPI
@@ -118,7 +120,7 @@ class Words:
             if words:
                 room = bytearray(words)
                 self._flying.append((self._comm.Ibcast(room, root=0), room))
-        self._count += 1
+        self._counted()
 
     def tell_end(self, end: End) -> None:
         """Tell each rank that it is over."""
@@ -148,8 +150,8 @@ class Words:
         return heard
 
     def too_far_ahead(self) -> bool:
-        """Whether too much of what was told has not been heard."""
-        return len(self._flying) > 2 * AHEAD  # a word is two of them at most
+        """Whether too much of what was told has not been heard; that it has left is not enough, MPI keeps it."""
+        return len(self._level) > 1
 
     # ── other ranks ──────────────────────────────────────────────────────────────────────────
 
@@ -199,7 +201,7 @@ class Words:
             return None
         word = Word(kind, step, loaded(self._body[0]) if self._body is not None else None)
         self._head = self._body = None
-        self._count += 1
+        self._counted()
         self._over = kind == OVER
         return word
 
@@ -217,10 +219,18 @@ class Words:
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────
 
+    def _counted(self) -> None:
+        """Count a word; after every so many all ranks come to a barrier, and nobody waits there."""
+        self._count += 1
+        if self._count % (AHEAD // 2) == 0:
+            self._level.append(self._comm.Ibarrier())
+
     def reap(self) -> None:
-        """Let go of what has been sent."""
+        """Let go of what has been sent, and of barriers that all have come to."""
         while self._flying and self._flying[0][0].Test():
             self._flying.popleft()
+        while self._level and self._level[0].Test():
+            self._level.popleft()
 
     def finish(self) -> None:
         """Stay a little until the last word was passed on, and all that was sent has left."""

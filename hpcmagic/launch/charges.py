@@ -12,6 +12,7 @@ to this user, is left out.
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import re
@@ -26,6 +27,7 @@ from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.board import Board
 from hpcmagic.launch.expected import asked_tres, by_core
+from hpcmagic.launch.jobqueue import site_extras
 from hpcmagic.profiles import Resources, walltime_s
 
 T = TypeVar("T")
@@ -131,15 +133,16 @@ class Books:
         config, defaults = self._config(wait_s=wait_s) or {}, self._defaults(wait_s=wait_s) or {}
         account = resources.account or defaults.get("", "")
         qos = resources.qos or defaults.get(account, "")
-        quotes = []
+        limit_s, extras, quotes = walltime_s(resources.time), site_extras(resources), []
+        walltime = None if limit_s is None else 60.0 * math.ceil(limit_s / 60)  # SLURM counts it in whole minutes
         for partition in partitions:  # SLURM takes any of several: the dearest is told
             name = partition["PartitionName"]
             tariff, lacks = self._tariff(partition, config, qos, wait_s)
             threads = self._threads(name, wait_s=wait_s) if by_core(config) else 1
-            tres = with_typed_gpus(asked_tres(resources, partition, config, threads), tariff.weights)
+            tres = with_typed_gpus(asked_tres(resources, partition, config, threads, extras), tariff.weights)
             weights = None if tariff.weights is None else dict(tariff.weights)
             quotes.append(Quote(
-                tres, weights, tariff.rule, tariff.usage_factor, walltime_s(resources.time), name, account, qos,
+                tres, weights, tariff.rule, tariff.usage_factor, walltime, name, account, qos,
                 unit.name, unit.divisor, unit.price, unit.currency, lacks,
             ))  # fmt: skip
         return max(quotes, key=lambda quote: quote.tariff.rate(quote.tres))
@@ -154,15 +157,15 @@ class Books:
         """Give the TRES that a job which runs has got."""
         return self._kept(f"job {job_id}", lambda: self._ask_job(job_id), KEPT_S)
 
-    def accounted(self, job_ids: Iterable[str], *, wait_s: float | None = None) -> dict[str, Accounted]:
+    def accounted(
+        self, job_ids: Iterable[str], *, wait_s: float | None = None, kept_s: float = ACCOUNTED_KEPT_S
+    ) -> dict[str, Accounted]:
         """Give what accounting says of jobs, by id; it may lag behind."""
         wanted = sorted(set(job_ids))
         missing = [job for job in wanted if (known := self._answers.get(f"sacct {job}")) is None or not known.ended]
         if missing:
             listed = ",".join(missing)
-            told = self._kept(
-                f"sacct of {listed}", lambda: self._ask_sacct(f"--jobs={listed}"), ACCOUNTED_KEPT_S, wait_s
-            )
+            told = self._kept(f"sacct of {listed}", lambda: self._ask_sacct(f"--jobs={listed}"), kept_s, wait_s)
             self._answers |= {f"sacct {one.job_id}": one for one in told or ()}
         answers = {job: self._answers.get(f"sacct {job}") for job in wanted}
         return {job: answer for job, answer in answers.items() if answer is not None}
@@ -171,10 +174,12 @@ class Books:
         """Give every job of hpcmagic's that this user had in so many days; None where there is no accounting."""
         return self.jobs_from(f"now-{days}days", wait_s=wait_s)
 
-    def jobs_from(self, begin: str, *, wait_s: float | None = None) -> list[Accounted] | None:
+    def jobs_from(
+        self, begin: str, *, wait_s: float | None = None, kept_s: float = ACCOUNTED_KEPT_S
+    ) -> list[Accounted] | None:
         """Give every job of hpcmagic's that this user had since a time in one of sacct's forms, e.g. 2026-11-01."""
         asked = (f"--user={me()}", f"--starttime={begin}", "--name=hpcmagic")
-        return self._kept(f"jobs since {begin}", lambda: self._ask_sacct(*asked), ACCOUNTED_KEPT_S, wait_s)
+        return self._kept(f"jobs since {begin}", lambda: self._ask_sacct(*asked), kept_s, wait_s)
 
     def balances(self, account: str, qos: str = "", *, wait_s: float | None = None) -> list[Balance]:
         """Give what is left of every limit on minutes that binds this user's jobs of an account, the least first."""
@@ -254,7 +259,9 @@ class Books:
 
         def ask() -> dict[str, str] | None:
             shown = "format=defaultaccount,account,defaultqos,qos"
-            rows = _rows(self._said("sacctmgr", "-n", "-P", "show", "user", me(), "withassoc", shown), 4)
+            here = (self._config(wait_s=slurm.QUERY_TIMEOUT_S) or {}).get("ClusterName", "")
+            which = ["withassoc", *([f"cluster={here}"] if here else []), shown]  # one accounting may serve several
+            rows = _rows(self._said("sacctmgr", "-n", "-P", "show", "user", me(), *which), 4)
             found = {account: _default_qos(default, qos) for _, account, default, qos in rows}
             return {**found, "": rows[0][0]} if rows else None
 
@@ -272,7 +279,7 @@ class Books:
     def _ask_job(self, job_id: str) -> dict[str, float] | None:
         said = " ".join(self._said("scontrol", "-o", "show", "job", job_id))
         tres = re.search(r"(?<!\w)(?:Alloc)?TRES=(\S+)", said)
-        return tres_of(tres[1]) if tres and "JobState=RUNNING" in said else None
+        return tres_of(tres[1]) if tres and re.search(r"JobState=(RUNNING|SUSPENDED)", said) else None
 
     def _ask_sacct(self, *which: str) -> list[Accounted] | None:
         lines = self._run(("sacct", "-X", "-n", "-P", *which, f"--format={SACCT}"))

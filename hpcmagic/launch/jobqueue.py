@@ -30,6 +30,7 @@ OPTIONS = {  # sbatch's options that are resources of ours
     "--constraint": "constraint", "--gpus-per-node": "gpus_per_node", "--gpus": "gpus_per_node",
     "-G": "gpus_per_node",
 }  # fmt: skip
+HEADER = {"partition": "-p ", "account": "-A ", "mem": "--mem=", "time": "-t "}  # how SLURMJob's own lines begin
 OTHERS = {  # dask-jobqueue's sections for what we do not submit to
     "htcondor": "HTCondor", "local": "no batch system", "lsf": "LSF", "moab": "Moab", "oar": "OAR", "pbs": "PBS",
     "sge": "SGE",
@@ -134,7 +135,13 @@ def site_values(resources: Resources) -> dict[str, Any]:
         name, value = _split(option)
         if OPTIONS.get(name) in ("partition", "account", "time", "mem", "qos", "constraint"):
             values[OPTIONS[name]] = value
-    return {name: str(value) for name, value in values.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value is not None and not _is_skipped(name, site)}
+
+
+def site_extras(resources: Resources) -> dict[str, str]:
+    """Give the site's extra directives that stay in the script, by option; of repeated ones the last counts."""
+    extras = _extra_directives(site_section(resources.jobqueue))
+    return dict(_split(option) for option in extras if _is_sites(option, resources))
 
 
 def site_cores(resources: Resources) -> int | None:
@@ -197,6 +204,14 @@ def _is_sites(option: str, resources: Resources) -> bool:
         return False
     field = "gpus_per_node" if name == "--gres" and value.startswith("gpu") else OPTIONS.get(name, "")
     return "jobqueue.yaml" in resources.origins.get(field, "jobqueue.yaml")
+
+
+def _is_skipped(name: str, site: dict[str, Any]) -> bool:
+    """Whether the site has SLURMJob's line for a resource left out, and no extra directive asks for it either."""
+    line = f"#SBATCH {HEADER[name]}" if name in HEADER else ""
+    skips = site.get("job-directives-skip") or site.get("header-skip") or ()
+    extras = {OPTIONS.get(_split(option)[0]) for option in _extra_directives(site)}
+    return bool(line) and name not in extras and any(str(skip) in line for skip in skips)
 
 
 def _extra_directives(site: dict[str, Any]) -> list[str]:

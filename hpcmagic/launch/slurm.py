@@ -23,13 +23,16 @@ from hpcmagic.launch.base import JobSpec, JobState, Phase, exported
 from hpcmagic.launch.board import Board
 from hpcmagic.launch.jobqueue import passed_over, site_cores, site_script, site_values
 from hpcmagic.launch.poll import Poll
-from hpcmagic.launch.slurm_words import HELD, MEANINGS, refusal
+from hpcmagic.launch.slurm_words import HELD, MAY_BE_THERE, MEANINGS, refusal
 from hpcmagic.profiles import CHECKS, Resources, walltime_s
 
 COMMAND_TIMEOUT_S = 30.0
 QUERY_TIMEOUT_S = 8.0  # how a job stands can be asked again: nobody shall wait for it while SLURM is away
 WARN_S = 90  # so long before the walltime SLURM tells the keeper; it may come a minute early
 SHOWN = "%T|%r|%S|%M|%L|%N|%V"  # of a job: what `_from_squeue` reads
+WAITING = (  # states of a job that is not charged for the moment, and may go on
+    "PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
+)  # fmt: skip
 NO_SUCH_DIRECTORY = 66  # exit status of the job's script when the node does not see the session's directory
 
 
@@ -141,7 +144,12 @@ class SlurmLauncher:
         """Submit the script; give the job's id."""
         script = self.script(spec)
         spec.directory.write(spec.directory.script, script)
-        answer = run(["sbatch", "--parsable"], stdin=script)
+        try:
+            answer = run(["sbatch", "--parsable"], stdin=script)
+        except LaunchError as error:
+            if isinstance(error.__cause__, subprocess.TimeoutExpired):
+                raise LaunchError(error.message, MAY_BE_THERE) from error
+            raise
         if answer.returncode != 0:
             raise refusal(_words(answer.stderr), spec.resources)
         POLL.hurry()
@@ -166,9 +174,9 @@ class SlurmLauncher:
     def _state(self, job_id: str) -> JobState:
         asked = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={SHOWN}"]
         answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
-        line = answer.stdout.strip()
-        if answer.returncode == 0 and line:
-            seen = _from_squeue(line.splitlines()[0])
+        lines = _with_columns(answer.stdout, SHOWN.count("|"))
+        if answer.returncode == 0 and lines:
+            seen = _from_squeue(lines[0])
             return self._from_scontrol(job_id, seen) if seen.phase == "ended" else seen
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
             return JobState("unknown", meaning=_words(answer.stderr), stale=True)
@@ -188,14 +196,14 @@ class SlurmLauncher:
     def _from_sacct(self, job_id: str) -> JobState:
         asked = ["sacct", "-X", "-n", "-P", f"--jobs={job_id}", "--format=State,ExitCode,ElapsedRaw,NodeList"]
         answer = run(asked, timeout_s=QUERY_TIMEOUT_S)
-        line = answer.stdout.strip()
-        if answer.returncode != 0 or not line:
+        lines = _with_columns(answer.stdout, 3)
+        if answer.returncode != 0 or not lines:
             return JobState("ended", "GONE", meaning="it has left the queue, and accounting does not know it (yet)")
-        word, status, elapsed, nodes = line.splitlines()[-1].split("|")
-        if word.split()[0] in ("PENDING", "RUNNING", "REQUEUED"):
+        word, status, elapsed, nodes = lines[-1].split("|")[:4]
+        if word.partition(" ")[0] in (*WAITING, "RUNNING", "RESIZING"):
             return JobState("unknown", word, meaning="left the queue a moment ago")
         word, _, who = word.partition(" by ")
-        seen = _ended(JobState("ended", word.split()[0], nodes=nodes, elapsed_s=float(elapsed or 0)), status)
+        seen = _ended(JobState("ended", word.partition(" ")[0], nodes=nodes, elapsed_s=float(elapsed or 0)), status)
         if seen.word == "CANCELLED" and who.isdigit():
             return replace(seen, meaning=f"it was cancelled by {_user(int(who))}")
         return seen
@@ -225,9 +233,17 @@ class SlurmLauncher:
             "--export": ",".join(exported(resources)) or "NIL",
         }
         ours = [f"{name}={value}" for name, value in decided.items() if value]
+        named = {re.split("[ =]", option)[0] for option in site}
+        if _is_own(resources.origins.get("time", "")) and not named & {"-t", "--time"}:
+            ours.append(f"--time={resources.time}")  # a site may have that line left out; then it is not the site's
         if not any(option.partition("=")[0] == "--signal" for option in site):
             ours.append(f"--signal=B:USR1@{WARN_S}")  # the keeper warns whoever is connected
         return [*site, *ours, "--no-requeue"]
+
+
+def _is_own(origin: str) -> bool:
+    """Whether a value was asked for, or cut by a budget: not the site's, nor SLURM's own default."""
+    return bool(origin) and "jobqueue.yaml" not in origin and "default of" not in origin
 
 
 def set_time_limit(job_id: str, minutes: int, *, ends: str) -> None:
@@ -290,6 +306,8 @@ def default_time(partition: str) -> tuple[str, str]:
 def _from_squeue(line: str) -> JobState:
     word, reason, start, elapsed, left, nodes = line.split("|")[:6]
     phase = _phase(word)
+    if word == "SUSPENDED":  # squeue has no reason for it
+        reason = word
     waits = phase == "pending" and reason not in ("None", "")
     known = MEANINGS.get(reason) or MEANINGS.get(reason.partition(",")[0]) or ("", "")
     meaning, mend = known if waits else ("", "")
@@ -305,7 +323,7 @@ def _from_squeue(line: str) -> JobState:
 
 
 def _phase(word: str) -> Phase:
-    if word in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
+    if word in WAITING:
         return "pending"
     return "running" if word in ("RUNNING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT") else "ended"
 
@@ -341,6 +359,11 @@ def _user(uid: int) -> str:
     except KeyError:
         name = f"user {uid}"
     return f"{name}, an administrator"
+
+
+def _with_columns(text: str, bars: int) -> list[str]:
+    """Give the lines that are of a table; a site's squeue may say more than it was asked."""
+    return [line.strip() for line in text.splitlines() if line.count("|") >= bars]
 
 
 def seconds(text: str) -> float | None:

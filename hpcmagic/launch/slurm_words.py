@@ -24,6 +24,7 @@ MEANINGS: dict[str, tuple[str, str]] = {  # reason → meaning, mend; a mend onl
     "ReqNodeNotAvail, May be reserved for other job": ("nodes it needs are reserved for now", ""),
     "Reservation": ("it waits for its reservation", ""),
     "Licenses": ("it waits for a licence", ""),
+    "SUSPENDED": ("SLURM has suspended it, and will have it go on: nothing of it is lost", ""),
     "Cleaning": ("the nodes are being cleaned up", ""),
     "PartitionDown": ("the partition is down", "Take another `--partition`, or ask your site's support."),
     "PartitionInactive": ("the partition takes no jobs now", "Take another `--partition`."),
@@ -54,6 +55,10 @@ MEANINGS: dict[str, tuple[str, str]] = {  # reason → meaning, mend; a mend onl
 
 HELD = ("JobHeldUser", "JobHeldAdmin", "PartitionDown", "PartitionInactive")  # somebody may let it go on
 
+MAY_BE_THERE = (  # sbatch gave up waiting: nobody knows whether SLURM has taken the job
+    "It may have taken the job all the same: when it answers again, look with `squeue --me`, and "
+    "`%hpc stop --orphans` ends what belongs to no session."
+)
 REFUSALS = (  # words of sbatch → mend
     (r"invalid partition", "Choose one of `sinfo -s` with `--partition`."),
     (r"invalid account", "Choose one of `sacctmgr show associations user=$USER` with `--account`."),
@@ -66,7 +71,8 @@ REFUSALS = (  # words of sbatch → mend
      "Ask for less: `--nodes`, `--ntasks-per-node`, `--cpus-per-task`, `--gpus-per-node`, `--mem` (`sinfo -N -l`)."),
     (r"feature", "Check `--constraint` against `sinfo -o '%N %f'`."),
     (r"limit", "`sacctmgr show associations user=$USER` shows your limits; ask for less."),
-    (r"unable to contact|socket timed out|connection refused", "SLURM's controller is away: try again in a minute."),
+    (r"timed out", MAY_BE_THERE),
+    (r"unable to contact|connection refused", "SLURM's controller is away: try again in a minute."),
 )  # fmt: skip
 
 

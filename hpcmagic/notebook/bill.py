@@ -16,6 +16,7 @@ from typing import Any, overload
 from hpcmagic.cost import Quote, Unit, amount
 from hpcmagic.errors import DataError
 from hpcmagic.launch import charges
+from hpcmagic.launch.base import AT_ITS_PACE, FRESH_S
 from hpcmagic.launch.charges import Accounted, Balance
 from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
 from hpcmagic.notebook import frontend
@@ -180,19 +181,27 @@ def bill(own: str | None = None, **options: object) -> Bill:
     return Bill(shown, name, _week(quote.units if quote else Unit()), balances)
 
 
-def entries(found: Sequence[Found]) -> list[Entry]:
-    """Give what sessions have cost, one entry for each."""
+def entries(found: Sequence[Found], *, lazily: bool = False) -> list[Entry]:
+    """Give what sessions have cost, one entry for each.
+
+    Parameters
+    ----------
+    lazily
+        Whether answers of some minutes ago will do: for a meter, which reads again and again.
+    """
     jobs = [one.job.job_id for one in found if one.job is not None and one.request.launcher == "slurm"]
-    told = charges.BOOKS.accounted(jobs, wait_s=QUERY_TIMEOUT_S) if jobs else {}
+    kept_s = charges.BALANCE_SHOWN_S if lazily else charges.ACCOUNTED_KEPT_S
+    told = charges.BOOKS.accounted(jobs, wait_s=QUERY_TIMEOUT_S, kept_s=kept_s) if jobs else {}
+    max_age_s = AT_ITS_PACE if lazily else FRESH_S
     with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
-        return list(pool.map(lambda one: _entry(one, told), found))
+        return list(pool.map(lambda one: _entry(one, told, max_age_s), found))
 
 
 def _slurm_quote(found: Found) -> Quote | None:
     return quote_of(found.directory, found.request) if found.request.launcher == "slurm" else None
 
 
-def _entry(found: Found, told: Mapping[str, Accounted]) -> Entry:
+def _entry(found: Found, told: Mapping[str, Accounted], max_age_s: float) -> Entry:
     """Give one session's entry."""
     quote = quote_of(found.directory, found.request)
     job_id = found.job.job_id if found.job is not None else ""
@@ -206,7 +215,7 @@ def _entry(found: Found, told: Mapping[str, Accounted]) -> Entry:
         return _made(found, quote, job_id, state="ended", ran_s=known.elapsed_s, confirmed=confirmed)
     if found.directory.is_aside():  # accounting does not know it, or not yet that it is over
         return _made(found, quote, job_id, state="ended", ran_s=known.elapsed_s if known is not None else None)
-    status = status_of_found(found)
+    status = status_of_found(found, max_age_s)
     spent, ceiling = (None, None) if status.cost is None else (status.cost.spent, status.cost.ceiling)
     state, ran_s = status.state, status.elapsed_s
     return _made(found, quote, job_id, state=state, ran_s=ran_s, estimate=spent, ceiling=ceiling)

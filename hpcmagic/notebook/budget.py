@@ -18,18 +18,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from hpcmagic.cost import S_PER_HOUR, S_PER_MINUTE, Quote, Unit, amount
+from hpcmagic.cost import S_PER_HOUR, S_PER_MINUTE, Quote, amount
 from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
 from hpcmagic.launch import charges
 from hpcmagic.launch.board import Board, default_folder
-from hpcmagic.launch.slurm import QUERY_TIMEOUT_S
-from hpcmagic.notebook.bill import Entry, entries
-from hpcmagic.notebook.found import Found, all_found, everywhere, find, put_aside
+from hpcmagic.notebook.bill import entries
+from hpcmagic.notebook.found import Found
 from hpcmagic.notebook.output import clock
-from hpcmagic.notebook.spending import Metered, charged_minutes, local_quote, quote_of
-from hpcmagic.notebook.status import ran_here_s
-from hpcmagic.profiles import Resources, resolve, walltime_s
-from hpcmagic.rendezvous import Limits, SessionDirectory, require_private
+from hpcmagic.notebook.past import cost_of_past, key_of, month_spent, past_of, since
+from hpcmagic.notebook.spending import Metered, local_quote
+from hpcmagic.profiles import Resources
+from hpcmagic.rendezvous import Limits, SessionDirectory, disk_errors, require_private
 
 MONTH = "month"
 MONTH_KEY = ""  # of its budget, among those of sessions
@@ -38,6 +37,8 @@ END_S = (3.0, 10.0)  # so long before the last unit is spent the keeper ends the
 END_SHARE = 0.02  # … of this share of what it may run
 TURN_S = 20.0  # how long to wait until another kernel has bought …
 WRITE_S = 5.0  # … or has written
+LONGEST_MIN = 10 * 365 * 1440  # of a walltime: SLURM's number has an end
+MOST = 1e12  # a budget; more is no bound
 LEAST_S = {"slurm": 60.0, "local": 10.0}  # less is no session: SLURM counts walltimes in minutes
 
 
@@ -123,7 +124,8 @@ def change(name: str, how: Callable[[Budget | None], Budget | None]) -> None:
         budgets = known()
         budgets_after = {**budgets, name: how(budgets.get(name))}
         kept = {key: asdict(one) for key, one in budgets_after.items() if one is not None}
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         SessionDirectory(path.parent).write(path, json.dumps(kept, indent=1))
 
 
@@ -166,20 +168,24 @@ def checked(limit: object) -> float:
         number = float(str(limit))  # as text, so that what float() takes besides numbers, True say, is none
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    if not 0 < number <= MOST:
         raise ProfileError(
             f"A budget of {limit!r} cannot be held.", "Give a number above 0, e.g. `%budget 20`; `off` takes it away."
         )
     return number
 
 
-def left_of(name: str, quote: Quote | None, root: Path) -> list[Left]:
+def left_of(name: str, quote: Quote | None, root: Path, *, lazily: bool = False, of_month: bool = True) -> list[Left]:
     """Say how the budgets stand that bind a session, without the job that it has now.
 
     Parameters
     ----------
     root
         Where the directories of such sessions lie.
+    lazily
+        Whether answers of some minutes ago will do.
+    of_month
+        Whether the month's counts: it takes looking at all of your sessions.
 
     Raises
     ------
@@ -190,8 +196,9 @@ def left_of(name: str, quote: Quote | None, root: Path) -> list[Left]:
     if (own := budgets.get(name)) is not None:
         unit = _unit(name, own, quote)
         found.append(Left("session", own.limit, _spent(name, own, root), unit))
-    if (month := budgets.get(MONTH_KEY)) is not None and quote is not None and not _here(quote):
-        found.append(Left(MONTH, month.limit, month_spent(name, quote.units), _unit("", month, quote)))
+    month = budgets.get(MONTH_KEY) if of_month else None
+    if month is not None and quote is not None and not _here(quote):
+        found.append(Left(MONTH, month.limit, month_spent(name, quote.units, lazily=lazily), _unit("", month, quote)))
     return found
 
 
@@ -218,15 +225,18 @@ def got(session: Metered) -> dict[str, float] | None:
     return None if session.request.launcher == "local" else charges.BOOKS.got(session.job.job_id)
 
 
-def begin(session: Metered | None) -> float:
-    """Give since when jobs count for a budget that is set now: the one that runs does."""
-    return time.time() if session is None else session.job.submitted
+def begin(session: Metered | Found | None) -> float:
+    """Give since when jobs count for a budget that is set now: the one that runs, or waits, does."""
+    return time.time() if session is None or session.job is None else session.job.submitted
 
 
-def budgets_of(session: Metered, quote: Quote | None) -> list[Left]:
+def budgets_of(
+    session: Metered | Found, quote: Quote | None, *, lazily: bool = False, of_month: bool = True
+) -> list[Left]:
     """Say how the budgets stand that bind a session which is there, without its own job while that runs."""
     path = session.directory.path.parent
-    return left_of(session.request.session, quote, path.parent if session.directory.is_aside() else path)
+    root = path.parent if session.directory.is_aside() else path
+    return left_of(session.request.session, quote, root, lazily=lazily, of_month=of_month)
 
 
 def _here(quote: Quote) -> bool:
@@ -242,75 +252,12 @@ def settle() -> None:
 
 def _spent(name: str, budget: Budget, root: Path) -> float:
     """Give what jobs of a session have cost that are over; what is certain of that is written down."""
-    past = [one for one in _past(name, root) if _since(one) >= budget.since]
-    costs = dict(zip(map(_key, past), map(_cost, past, entries(past)), strict=True))
+    past = [one for one in past_of(root, name) if since(one) >= budget.since]
+    costs = dict(zip(map(key_of, past), map(cost_of_past, past, entries(past)), strict=True))
     certain = {key: cost for key, (cost, sure) in costs.items() if sure}
     if certain.items() - budget.spent.items():
         change(name, lambda now: None if now is None else replace(now, spent={**now.spent, **certain}))
     return sum({**budget.spent, **{key: cost for key, (cost, _) in costs.items()}}.values())
-
-
-def _past(name: str, root: Path) -> list[Found]:
-    """Give the sessions of a name that are over, wherever your profiles keep them."""
-    places = {str(root): str(root), **{str(place.directory): str(place.directory) for place in everywhere()}}
-    found = []
-    for place in places:
-        found += [one for one in put_aside(session_dir=place) if one.request.session == name]
-        there = find(resolve({"session_dir": place}), name)
-        if there is not None and not there.half and there.keeper is not None and there.keeper.phase == "ended":
-            found.append(there)
-    return found
-
-
-def _cost(found: Found, entry: Entry) -> tuple[float, bool]:
-    """Give what a session has cost that is over, and whether that is certain; if not, the most that it can have."""
-    if entry.spent is not None and (entry.confirmed is not None or found.request.launcher == "local"):
-        return entry.spent, True
-    quote = quote_of(found.directory, found.request)
-    if quote is None or found.job is None:
-        return entry.spent or 0.0, False
-    most_s = min(ran_here_s(found.directory, found.job), quote.walltime_s or math.inf)
-    return max(entry.spent or 0.0, quote.cost(most_s).spent), False
-
-
-def _since(found: Found) -> float:
-    return found.job.submitted if found.job is not None else 0.0
-
-
-def _key(found: Found) -> str:
-    return f"{found.request.launcher} {found.job.job_id if found.job is not None else ''} {_since(found):.0f}"
-
-
-def month_spent(name: str, units: Unit) -> float:
-    """Give what this month has cost, in units: jobs that are over, and of those that run all they may cost."""
-    running = _running()
-    own = next((entry.job for entry in running if entry.session == name), "")
-    ceilings = {entry.job: _ceiling(entry) for entry in running if entry.session != name and entry.job}
-    told = charges.BOOKS.jobs_from(first_of_month(), wait_s=QUERY_TIMEOUT_S)
-    if told is None:  # no accounting: what is known here
-        past = [one for one in put_aside() if one.request.launcher == "slurm" and _in_month(one)]
-        return sum(cost for cost, _ in map(_cost, past, entries(past))) + sum(ceilings.values())
-    over = (job for job in told if job.job_id not in ceilings and job.job_id != own)
-    return sum(units.of(charged_minutes(job) or 0.0) for job in over) + sum(ceilings.values())
-
-
-def first_of_month() -> str:
-    """Give when this month began, in a form of sacct's."""
-    return time.strftime("%Y-%m-01")
-
-
-def _running() -> list[Entry]:
-    found = [one for place in everywhere() for one in all_found(place) if not one.half]
-    jobs = [one for one in found if one.request.launcher == "slurm"]
-    return [entry for entry in entries(jobs) if entry.state != "ended"]
-
-
-def _ceiling(entry: Entry) -> float:
-    return entry.ceiling if entry.ceiling is not None else entry.spent or 0.0
-
-
-def _in_month(found: Found) -> bool:
-    return time.localtime(_since(found))[:2] == time.localtime()[:2]
 
 
 def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
@@ -330,10 +277,13 @@ def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
     stands = left_of(name, quote, resources.directory)
     if not stands:
         return resources, None
-    if quote is None:
+    if quote is None or quote.lacks:
+        lacking = "" if quote is None else " (the QOS's factor is missing)"
+        named = [f"--{name} {it}" for name in ("partition", "account", "qos") if (it := getattr(resources, name))]
+        check = f"Check `{' '.join(named)}`. " if named else ""
         raise ProfileError(
-            "SLURM does not tell what a job is charged here: a budget cannot be held.",
-            "`%budget off` takes the session's away, `%budget off --month` the month's.",
+            f"SLURM does not tell what a job is charged here{lacking}: a budget cannot be held.",
+            f"{check}`%budget off` takes the session's away, `%budget off --month` the month's.",
         )
     a_second = rate(quote)
     if not a_second:
@@ -346,9 +296,9 @@ def applied(name: str, resources: Resources) -> tuple[Resources, Limits | None]:
             f"and this session costs {amount(a_second * S_PER_HOUR)} an hour: nothing was started.",
             f"Allow more, e.g. `%budget {2 * tight.limit:.6g}{_flag(tight)}`, or ask for less.",
         )
-    asked_s = walltime_s(resources.time) if resources.launcher == "slurm" else None
+    asked_s = quote.walltime_s
     if resources.launcher == "slurm" and (asked_s is None or asked_s > run_s):
-        minutes = int(run_s // S_PER_MINUTE)
+        minutes = int(min(run_s // S_PER_MINUTE, LONGEST_MIN))
         of = f"the {clock(asked_s)} that was asked for" if asked_s else "no limit"
         allowed = clock(minutes * S_PER_MINUTE)
         print(f"{_sentence(tight.in_words())} allows a walltime of {allowed}, instead of {of}.")
@@ -374,7 +324,8 @@ def limits(stand: Left, unit: str, run_s: float, ahead_s: float = 0.0) -> Limits
     left_s = max(0.0, WARNED_AT * stand.limit - stand.spent) / stand.left * run_s if stand.left > 0 else 0.0
     least_s, most_s = END_S
     end_s = run_s - max(least_s, min(most_s, END_SHARE * run_s))
-    return Limits(max(0.0, end_s - ahead_s), max(0.0, left_s - ahead_s), f"{amount(stand.limit)} {unit}")
+    of = f"{amount(stand.limit)} {unit}{' a month' if stand.what == MONTH else ''}"
+    return Limits(max(0.0, end_s - ahead_s), max(0.0, left_s - ahead_s), of)
 
 
 def _sentence(text: str) -> str:

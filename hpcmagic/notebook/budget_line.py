@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hpcmagic.notebook import frontend
 from hpcmagic.notebook.budget import checked
 from hpcmagic.notebook.found import find_anywhere
-from hpcmagic.notebook.lifespan import in_words, own_name, set_budget, set_month
+from hpcmagic.notebook.lifespan import in_words, own_name, set_budget, set_month, waits
 from hpcmagic.notebook.options import HelpAsked, OptionParser
 from hpcmagic.notebook.verbs import here
 
@@ -55,11 +55,9 @@ def budget(magics: HpcMagics, line: str) -> None:
         return
     name = magics.session_name or (own_name() if options.limit is not None else frontend.session_name()[0])
     held = magics.held.get(name)
-    there = (held is not None and not held.ended) or _runs(name)
-    session = here(magics, name) if there else None
-    print(in_words(name, session) if options.limit is None else set_budget(name, limit, session))
-
-
-def _runs(name: str) -> bool:
-    found = find_anywhere(name)
-    return found is not None and not found.half and not found.ended()
+    lives = held is not None and not held.ended
+    found = None if lives else find_anywhere(name)
+    there = found is not None and not found.half and not found.ended()
+    queued = found if there and waits(found) else None
+    session = here(magics, name) if lives or (there and queued is None) else None
+    print(in_words(name, session) if options.limit is None else set_budget(name, limit, session, queued))

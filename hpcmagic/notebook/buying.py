@@ -5,6 +5,7 @@ Resources ─► quote, balances (launch/charges) ─► one line ─► above `
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ def _in_words(resources: Resources, quote: Quote) -> str:
     parts = [f"{quote.tres['cpu']:.0f} CPUs" if quote.tres.get("cpu", 0) != 1 else "1 CPU"]
     if quote.tres.get("mem"):
         mem = quote.tres["mem"]
-        parts.append(f"{mem / 1024:.3g}G" if mem >= 1024 else f"{mem:.0f}M")
+        parts.append(f"{amount(mem / 1024)}G" if mem >= 1024 else f"{mem:.0f}M")
     if quote.tres.get("gres/gpu"):
         parts.append(count(int(quote.tres["gres/gpu"]), "GPU"))
     return f"{count(resources.nodes, 'node')} ({', '.join(parts)})"
@@ -133,7 +134,7 @@ def _confirm(limit: float, resources: Resources, quote: Quote | None) -> None:
     ProfileError
         Nobody did.
     """
-    ceiling = None if quote is None else quote.cost(0.0).ceiling
+    ceiling = None if quote is None or quote.lacks else quote.cost(0.0).ceiling
     if ceiling is not None and ceiling <= limit:
         return
     unit = quote.unit if quote is not None else resources.cost_unit or BILLING_MINUTES
@@ -143,7 +144,9 @@ def _confirm(limit: float, resources: Resources, quote: Quote | None) -> None:
             f"{known}, and `confirm_above` is {amount(limit)}: no job was submitted.",
             "Add `--yes` to submit it all the same, or ask for less, e.g. with `--time`.",
         )
-    answer = input(f"{known}, and `confirm_above` is {amount(limit)}. Submit it? [y/N] ")
+    answer = ""
+    with contextlib.suppress(EOFError):  # Ctrl-D
+        answer = input(f"{known}, and `confirm_above` is {amount(limit)}. Submit it? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise ProfileError(
             f"{known}: you said no, and no job was submitted.", "Ask for less, e.g. with a shorter `--time`."

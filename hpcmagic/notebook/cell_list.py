@@ -34,7 +34,14 @@ class Cells(Sequence[Cell]):
         return self._cells[index]
 
     def __repr__(self) -> str:
-        return "\n".join(f"[{place}] {cell!r}"[:160] for place, cell in enumerate(self._cells)) or "no cells yet"
+        return self.newest(len(self))
+
+    def newest(self, number: int) -> str:
+        """Give the last so many, one a line, and how many there are before."""
+        before = max(0, len(self) - number)
+        lines = [f"… {before} before: `%hpc cells`"] if before else []
+        lines += [f"[{place}] {self[place]!r}"[:160] for place in range(before, len(self))]
+        return "\n".join(lines) or "no cells yet"
 
 
 class OwnCells:
@@ -100,5 +107,5 @@ def from_journal(session: Holder, cell_id: str, path: Path) -> Cell | None:
     head, sent = first[0].head, from_frames(first[0].frames)
     return Cell(
         session, cell_id, sent.source, head["name"], head["ranks"],
-        client=head["client"], sent=head["sent"], first_line=sent.first_line,
+        client=head["client"], sent=head["sent"], first_line=sent.first_line, file=path.name,
     )  # fmt: skip

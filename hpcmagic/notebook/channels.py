@@ -90,9 +90,10 @@ class Channels:
         """Close the channels to these ranks, or all."""
         for rank in list(self._open) if ranks is None else ranks:
             if rank in self._open:
-                _, channel = self._open.pop(rank)
-                self._closed_nbytes += channel.moved_nbytes
+                channel = self._open[rank][1]
                 channel.close()
+                if self._open.pop(rank, None) is not None:
+                    self._closed_nbytes += channel.moved_nbytes
 
     def open_to(self) -> tuple[int, ...]:
         """Give the ranks that channels are open to."""
@@ -111,8 +112,11 @@ class Channels:
         worn = [r for r in ranks if r in self._open and not self._serves(self._open[r], engines[r], nbytes)]
         self.close(worn)
         missing = [rank for rank in ranks if rank not in self._open]
-        memory = {rank: made for rank in missing if self._is_here(rank) and (made := Shared.create()) is not None}
+        memory: dict[int, Shared] = {}
         try:
+            for rank in self._here().intersection(missing) if missing else ():
+                if (made := Shared.create()) is not None:
+                    memory[rank] = made
             where = self.invite({rank: Invitation.fresh(_name(memory.get(rank))) for rank in missing})
             for made in memory.values():
                 made.unlink()
@@ -121,9 +125,9 @@ class Channels:
                     channel = connect(told.host, told.port, told.invitation, self.session.request.server_public)
                 except PeerLost as error:
                     raise _of_rank(rank, error) from error
-                self._open[rank] = (engines[rank], channel)
                 if rank in memory and told.shares:
                     channel.shared = memory.pop(rank)
+                self._open[rank] = (engines[rank], channel)  # at last: what is in here the rank knows alike
         finally:
             for unused in memory.values():
                 unused.unlink()
@@ -136,16 +140,18 @@ class Channels:
         keys = (channel.sealer, channel.opener)
         return led_to == engine and not channel.is_cut() and all(key.left_nbytes() > 2 * nbytes for key in keys)
 
-    def _is_here(self, rank: int) -> bool:
-        """Whether a rank seems to run on this host; it proves it by finding the memory to be shared."""
+    def _here(self) -> set[int]:
+        """Give the ranks that seem to run on this host; they prove it by finding the memory to be shared."""
         here = socket.gethostname().partition(".")[0]
-        nodes = self.session.keeper_state().nodes
-        return rank < len(nodes) and nodes[rank] == here
+        return {rank for rank, node in enumerate(self.session.keeper_state().nodes) if node == here}
 
     def all_here(self) -> bool:
         """Whether all ranks share memory with this notebook, as far as is known."""
-        shares = [self._open[rank][1].shared is not None for rank in self._open]
-        return all(shares) if shares else shared.ALLOWED and all(map(self._is_here, range(self.session.size)))
+        shares = {rank for rank, (_, channel) in self._open.items() if channel.shared is not None}
+        unknown = set(range(self.session.size)) - self._open.keys()
+        if unknown and shared.ALLOWED:
+            shares |= self._here() & unknown
+        return len(shares) == self.session.size
 
     def invite(self, invitations: Mapping[int, Invitation]) -> dict[int, Invited]:
         """Announce connections to ranks, with fresh keys, over CURVE; wait for where they listen.
@@ -153,11 +159,12 @@ class Channels:
         Raises
         ------
         PeerLost
-            A rank cannot listen.
+            A rank cannot listen, or is gone.
         """
-        ranks = set(invitations)
+        ranks, control = set(invitations), self.session.control_path()
+        engines = {rank: control.engine(rank) for rank in ranks}
         try:
-            answers = self.session.control_path().invite(invitations)
+            answers = control.invite(invitations)
         except PeerLost:
             self.session.require_alive()  # if all ranks have ended the keeper knows why
             raise
@@ -171,6 +178,12 @@ class Channels:
                 if time.monotonic() - looked_s > LOOK_S:
                     looked_s = time.monotonic()
                     self.session.look(looked_s)
+                    gone = [rank for rank in ranks - set(answers) if control.engine(rank) != engines[rank]]
+                    if gone:
+                        raise PeerLost(
+                            f"The engine of {output.ranks_in_words(sorted(gone))} is gone, with all variables there.",
+                            "Run your cells again from where variables are made.",
+                        )
         except KeyboardInterrupt:
             raise CellError("Stopped before anything had moved.", "Try again.") from None
         finally:
@@ -246,17 +259,12 @@ class Channels:
         *,
         ahead: bool,
     ) -> list[Reply]:
-        channels = self.to(ranks, int(progress.total))
-        asked = ask({rank: channel.name for rank, channel in channels.items()})
+        channels, pending = self.to(ranks, int(progress.total)), Pending(())  # nobody is asked yet
         try:
+            asked = ask({rank: channel.name for rank, channel in channels.items()})
             begun = _what_waits(channels, phases[0]) if ahead else {}
             pending = self.session.send_to(asked)
-        except BaseException:
-            if ahead:  # nobody will fetch what has left
-                self.close(ranks)
-            raise
-        watch = _Watch(self.session, pending, channels, progress, patience_s)
-        try:
+            watch = _Watch(self.session, pending, channels, progress, patience_s)
             for phase in phases:
                 moving = begun if ahead else {rank: phase(rank, channels[rank]) for rank in ranks}
                 failed = self._run(channels, moving, watch, THREADS if progress.total > MUCH_NBYTES else 1)
@@ -266,7 +274,7 @@ class Channels:
             return self.session.answers(pending)
         except _Answered:
             self._fail(pending, {}, ranks)
-        except BaseException:
+        except BaseException:  # also before all were asked: who has been must not wait for the others
             self.close(ranks)
             self._give_up(pending)
             raise

@@ -107,7 +107,9 @@ class Data:
             if isinstance(value, File):
                 files.setdefault(value, []).append(name)
         for file, names in files.items():
-            scatter_file(self.session, names, file, axis, self.channels.next_transfer())
+            transfer = self.channels.next_transfer()
+            with self._kept(transfer, range(self.session.size)):
+                scatter_file(self.session, names, file, axis, transfer)
         values = {name: value for name, value in values.items() if not isinstance(value, File)}
         if not values:
             return
@@ -241,11 +243,12 @@ class Data:
         """Join what all ranks hold."""
         with self.channels.lock, self._offered(names, range(self.session.size)) as (transfer, offered):
             self._warn("gather", names, offered)
-            joins = [_Join(name, {rank: own[name] for rank, own in offered.items()}, axis) for name in names]
-            room = {(rank, join.name): room for join in joins for rank, room in join.room()}
-            orders = {join.name: join.order for join in joins}
+            joins = {name: _Join(name, {rank: own[name] for rank, own in offered.items()}, axis) for name in names}
+            room = {(rank, name): room for name, join in joins.items() for rank, room in join.room()}
+            orders = {name: join.order for name, join in joins.items()}
             self._receive("gather", transfer, offered, room, orders)
-        return tuple(join.joined() for join in joins)
+        joined = {name: join.joined() for name, join in joins.items()}
+        return tuple(joined[name] for name in names)
 
     def gather_to(self, names: Sequence[str], file: File, axis: int | None) -> None:
         """Let the ranks write what they hold under one name into a file."""
@@ -261,10 +264,17 @@ class Data:
         self, names: Sequence[str], ranks: Sequence[int], *, whole: bool = False
     ) -> Iterator[tuple[int, dict[int, dict[str, Offered]]]]:
         """Ask ranks what names are bound to; what is not fetched in here they let go of."""
-        transfer, fetched = self.channels.next_transfer(), False
-        try:
+        transfer = self.channels.next_transfer()
+        with self._kept(transfer, ranks, whole=whole):
             replies = self.session.ask(dict.fromkeys(ranks, Offer(transfer, tuple(names), whole)))
             yield transfer, {reply.rank: reply.offered for reply in replies}
+
+    @contextlib.contextmanager
+    def _kept(self, transfer: int, ranks: Sequence[int], *, whole: bool = False) -> Iterator[None]:
+        """Have ranks let go of what they keep for a transfer if it fails; and of what is `whole` in any case."""
+        fetched = False
+        try:
+            yield
             fetched = not whole
         finally:
             if not fetched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import keyword
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -185,5 +186,5 @@ def _require_names(verb: str, names: Sequence[Any]) -> None:
 
 
 def _require_name(name: Any, right: str) -> None:
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise DataError(f"{reprlib.repr(name)} is not a name for a variable.", f"Write e.g. `{right}`.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirector
 T = TypeVar("T")
 LAUNCHERS: dict[str, type[LocalLauncher | SlurmLauncher]] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 ASK_AT_ONCE = 8  # jobs, of the batch system
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # of a session, and of its directory
+RESERVED = ("ended", "budget.json")  # what else lies beside the directories of sessions
 
 
 HALF = Request(
@@ -103,10 +106,15 @@ def sessions(**options: object) -> list[Status]:
         return list(pool.map(status_of_found, found))
 
 
+def is_name(name: object) -> bool:
+    """Whether a session may be called so."""
+    return isinstance(name, str) and NAME.fullmatch(name) is not None and name not in RESERVED
+
+
 def find(resources: Resources, name: str) -> Found | None:
     """Find a session by its name, or by the notebook file that made it, since renamed."""
     path = resources.directory / name
-    if _is_folder(path):
+    if is_name(name) and _is_folder(path):  # no other folder of the user's is a session, whatever path is typed
         return _read(SessionDirectory.open(path))
     identity = frontend.notebook_identity()
     if identity and name == frontend.session_name()[0]:
@@ -123,7 +131,7 @@ def find_anywhere(name: str, **options: object) -> Found | None:
 def find_ended(name: str, **options: object) -> Found | None:
     """Find the newest session of a name among those that have ended and were put aside."""
     shelved = (SessionDirectory.latest_ended(resources.directory, name) for resources in everywhere(**options))
-    return next((_read(directory) for directory in shelved if directory is not None), None)
+    return next((_read(directory) for directory in shelved if directory is not None), None) if is_name(name) else None
 
 
 def ended_names(**options: object) -> list[str]:
@@ -211,9 +219,9 @@ def _whole(directory: SessionDirectory, path: Path, kind: type[T]) -> T | None:
         return None
 
 
-def status_of_found(found: Found) -> Status:
+def status_of_found(found: Found, max_age_s: float = FRESH_S) -> Status:
     """Give how a session stands, by its files and its job."""
-    seen = found.job_state(FRESH_S)
+    seen = found.job_state(max_age_s)
     job = found.job or JobRecord(found.request.launcher, "", time.time())
     ended_here = found.request.launcher == "local" and seen.phase == "ended"
     elapsed_s = ran_here_s(found.directory, job) if ended_here else seen.elapsed_s

@@ -88,6 +88,7 @@ class Cell:
         pending: Pending | None = None,
         sent: float = 0.0,
         first_line: int = 1,
+        file: str = "",
     ) -> None:
         self.session = session
         self.id = cell_id
@@ -100,6 +101,7 @@ class Cell:
         self._outputs: dict[int, list[Output]] = {rank: [] for rank in self.ranks}
         self._draining = threading.Lock()
         self._first_line = first_line
+        self._file = file  # its name in the journal, once it is known: to look it up takes longer with every cell
         self._where = Whereabouts()
         self._view: View | None = None
         self._alarm: Alarm | None = None
@@ -141,9 +143,12 @@ class Cell:
         return {record.head["rank"] for record in self._records(heads_only=True) if record.kind == "reply"}
 
     def _records(self, *, heads_only: bool = False) -> Iterator[Record]:
-        _, path = cell_paths(self.session.directory.cells).get(self.id, (0, None))
-        if path is not None:
-            yield from (record for record, _ in read_records(path, heads_only=heads_only))
+        folder = self.session.directory.cells
+        if not self._file:
+            _, path = cell_paths(folder).get(self.id, (0, None))
+            self._file = path.name if path is not None else ""
+        if self._file:
+            yield from (record for record, _ in read_records(folder / self._file, heads_only=heads_only))
 
     def outputs(self) -> dict[int, list[Output]]:
         """Give what each rank has put out so far, in order."""

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from hpcmagic.cost import S_PER_MINUTE, amount, unit_of
+from hpcmagic.cost import S_PER_MINUTE, Unit, amount, unit_of
 from hpcmagic.errors import BudgetSpent, HpcMagicError, LaunchError, ProfileError, SessionEnded
 from hpcmagic.forms import CHECKS
-from hpcmagic.launch import charges, slurm
+from hpcmagic.launch import slurm
 from hpcmagic.notebook import budget as budgets
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.found import find_anywhere
+from hpcmagic.notebook.found import Found, find_anywhere
 from hpcmagic.notebook.output import clock, time_of_day
+from hpcmagic.notebook.past import month_spent
 from hpcmagic.notebook.spending import quote_of
-from hpcmagic.profiles import resolve, walltime_s
+from hpcmagic.profiles import profile_names, resolve, walltime_s
 from hpcmagic.rendezvous import JobRecord, Limits
 from hpcmagic.wire.messages import KEEP
 
 if TYPE_CHECKING:
+    from hpcmagic.notebook.readings import Reader
     from hpcmagic.notebook.session import Session
     from hpcmagic.wire.control import Control
+
+
+_holding = threading.Lock()  # a meter holds budgets in a thread of its own: what was set last must be written last
 
 
 class Lifespan:
@@ -45,6 +52,8 @@ class Lifespan:
     def ends(self) -> tuple[float | None, str]:
         """Give the seconds until the job ends by its walltime or its budget, and which in words, with the mend."""
         left_s, by_budget_s = self.left_s(), self.control.beat.budget_left_s if self.control is not None else None
+        if by_budget_s is not None:
+            _reader(cast("Session", self)).hold_budget(cast("Session", self))
         if by_budget_s is not None and (left_s is None or by_budget_s < left_s):
             return by_budget_s, "its budget is spent (`%budget` allows more)"
         return left_s, f"job {self.job.job_id} ends (`%hpc extend` asks for more)"
@@ -99,6 +108,12 @@ class Lifespan:
         return set_budget(self.name, limit, cast("Session", self))
 
 
+def _reader(session: Session) -> Reader:
+    from hpcmagic.notebook import readings  # it reads what is here
+
+    return readings.reader(session)
+
+
 def _seconds(time: str | float) -> float:
     if isinstance(time, str):
         seconds = float(walltime_s(CHECKS["time"]("time", time, "asked for")) or 0)
@@ -109,6 +124,14 @@ def _seconds(time: str | float) -> float:
             f"{time!r} is no time to extend by.", "Give minutes or H:MM:SS, e.g. `%hpc extend 0:30:00`."
         )
     return seconds
+
+
+def extend_queued(found: Found, time: str | float) -> str:
+    """Give the job of a session that waits in the queue more time; say how much it has then."""
+    from hpcmagic.notebook.session import Session
+
+    job = found.job or JobRecord(found.request.launcher, "", 0.0)
+    return _extended(Session(found.directory, found.request, found.launcher, job, None), _seconds(time))
 
 
 def _extended(session: Session, by_s: float) -> str:
@@ -125,7 +148,11 @@ def _extended(session: Session, by_s: float) -> str:
     _require_allowed(session, until_s)
     slurm.set_time_limit(job, math.ceil(until_s / S_PER_MINUTE), ends=time_of_day(left_s))
     session.seen.look()
+    if budgets.known():  # the keeper knows of what was left when the job was bought, of the month's as well
+        hold(session, may_end=True, of_month=True)
     now_left_s = session.left_s() or left_s + by_s
+    if session.seen.state.phase == "pending":
+        return f"Job {job} of session {session.name} waits, and may now run for {clock(now_left_s)}."
     return f"Job {job} of session {session.name} now ends at {time_of_day(now_left_s)}, in {clock(now_left_s)}."
 
 
@@ -145,14 +172,16 @@ def _require_allowed(session: Session, until_s: float) -> None:
             )
 
 
-def set_budget(name: str, limit: float | str | None, session: Session | None = None) -> str:
-    """Set the budget of a session, whether it runs or not, or take it away; say how it stands."""
-    from hpcmagic.notebook import readings
-
+def set_budget(
+    name: str, limit: float | str | None, session: Session | None = None, queued: Found | None = None
+) -> str:
+    """Set the budget of a session, whether it runs, waits in the queue or not, or take it away; say how it stands."""
     number = None if limit is None else budgets.checked(limit)
     session = _living(session)
+    there = session or queued
+    name = name if there is None else there.request.session  # its notebook may have another name by now
     known = budgets.known().get(name)
-    began = known.since if known is not None else budgets.begin(session)
+    began = known.since if known is not None else budgets.begin(there)
 
     def changed(now: budgets.Budget | None) -> budgets.Budget | None:
         if number is None:
@@ -160,14 +189,15 @@ def set_budget(name: str, limit: float | str | None, session: Session | None = N
         return budgets.Budget(number, began) if now is None else replace(now, limit=number)
 
     budgets.change(name, changed)
-    if session is None:
-        return in_words(name)
     try:
-        hold(session)
+        if there is not None:
+            with _holding:
+                _hold(there)
     except HpcMagicError:
         budgets.remember(name, known)
         raise
-    readings.reader(session).forget_budget()
+    if session is not None:
+        _reader(session).forget_budget()
     return in_words(name, session)
 
 
@@ -195,9 +225,15 @@ def budget_of(name: str | None, limit: float | str | None, **options: object) ->
     chosen = name if name is not None else own_name()
     require_name(chosen)
     found = find_anywhere(chosen, **options)
-    runs = found is not None and not found.half and not found.ended()
-    session = attach(chosen, **options) if runs else None
-    return in_words(chosen, session) if limit == "" else set_budget(chosen, limit, session)
+    there = found is not None and not found.half and not found.ended()
+    queued = found if there and waits(found) else None
+    session = attach(chosen, **options) if there and queued is None else None
+    return in_words(chosen, session) if limit == "" else set_budget(chosen, limit, session, queued)
+
+
+def waits(found: Found | None) -> bool:
+    """Whether a session's job is still in the queue: nobody waits for it who only sets a budget."""
+    return found is not None and found.keeper is None and found.seen.phase == "pending"
 
 
 def own_name() -> str:
@@ -241,43 +277,59 @@ def set_month(limit: float | str | None) -> str:
 
 def _month(month: budgets.Budget) -> str:
     """Say how the month's budget stands, what runs counted with all it may still cost."""
-    resources = resolve({})
-    units = unit_of(resources.cost_unit, resources.cost_divisor, resources.price, resources.currency)
-    spent = budgets.month_spent("", units) if charges.BOOKS.jobs_from(budgets.first_of_month()) is not None else None
+    units = next(filter(lambda one: month.unit in ("", one.name), _units()), None)
+    spent = None if units is None else month_spent("", units)
     told = "" if spent is None else f" {amount(spent)} are spent, or may be by what runs ({spent / month.limit:.0%})."
-    return f"This month: at most {amount(month.limit)} {month.unit or units.name} on SLURM.{told}"
+    return f"This month: at most {amount(month.limit)} {month.unit or (units or Unit()).name} on SLURM.{told}"
 
 
-def hold(session: Session, *, may_end: bool = False) -> None:
+def _units() -> Iterator[Unit]:
+    """Give the units of all profiles, that of the default first."""
+    for named in ({}, *({"profile": name} for name in profile_names(roles=False))):
+        one = resolve(named, roles=False)
+        yield unit_of(one.cost_unit, one.cost_divisor, one.price, one.currency)
+
+
+def hold(session: Session, *, may_end: bool = False, of_month: bool = False) -> None:
     """Tell the keeper how long the session's job may run by its budget.
 
     Parameters
     ----------
     may_end
         Whether that may be no longer at all, since what the job costs has risen; else a budget so low is refused.
+    of_month
+        Whether the month's budget binds as well; that of a job which runs already does not change.
     """
-    quote = quote_of(session.directory, session.request)
-    stands = [one for one in budgets.budgets_of(session, quote) if one.what != budgets.MONTH]
+    with _holding:
+        _hold(session, may_end=may_end, of_month=of_month)
+
+
+def _hold(session: Session | Found, *, may_end: bool = False, of_month: bool = False) -> None:
+    name, job = session.request.session, session.job.job_id if session.job is not None else ""
+    quote, elapsed_s, ran_s, got = quote_of(session.directory, session.request), 0.0, 0.0, None
+    if not isinstance(session, Found):
+        elapsed_s, got = session.elapsed_s(), budgets.got(session)
+        ran_s = session.control.beat.ran_s if session.control is not None else 0.0
+    stands = budgets.budgets_of(session, quote, of_month=of_month)
     if not stands:
         session.directory.write_record(session.directory.limits, Limits())
         return
-    if quote is None:
+    if quote is None or quote.lacks:
         raise ProfileError(
-            f"SLURM does not tell what job {session.job.job_id} is charged: a budget cannot be held.",
+            f"SLURM does not tell what job {job} is charged: a budget cannot be held.",
             "Its walltime bounds what it costs; `%hpc` shows it.",
         )
-    got, elapsed_s, stand = budgets.got(session), session.elapsed_s(), stands[0]
+    stand = min(stands, key=lambda one: one.left)
     a_second, spent = budgets.rate(quote, got), quote.cost(elapsed_s, tres=got).spent
     if not a_second:
         session.directory.write_record(session.directory.limits, Limits())
         return
     run_s = elapsed_s + max(0.0, stand.left - spent) / a_second
-    ran_s = session.control.beat.ran_s if session.control is not None else 0.0
     ahead_s = max(0.0, elapsed_s - ran_s) if ran_s else 0.0
     told = budgets.limits(stand, quote.unit, run_s, ahead_s)
     if (told.run_s or 0.0) + ahead_s <= elapsed_s and not may_end:
         raise BudgetSpent(
-            f"Session {session.name} has cost {amount(stand.spent + spent)} {quote.unit} already: "
+            f"Session {name} has cost {amount(stand.spent + spent)} {quote.unit} already: "
             f"a budget of {stand.limit:.6g} would end it at once.",
             "`%hpc stop` ends it, its variables are lost; or allow more.",
         )

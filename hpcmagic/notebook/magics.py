@@ -248,8 +248,8 @@ class HpcMagics(Magics):
 
     def ensure(self, options: argparse.Namespace, cell: RunCell | None) -> Session:
         """Give the session that the options mean; start it when there is none."""
-        if cell is not None:
-            check_syntax(cell)
+        if cell is not None and check_syntax(cell) and options.local:  # this kernel's loop runs the magic itself
+            raise ProfileError("`--local` cannot run a cell with a top-level `await` here.", "Leave `--local` out.")
         resources = chosen_resources(options)
         name = options.session or self.session_name or frontend.session_name()[0]
         session = self.held.get(name)
@@ -294,7 +294,8 @@ class HpcMagics(Magics):
     def _named(self, parser: OptionParser, line: str) -> argparse.Namespace | None:
         """Give a line's options, its names listed; None where it only asks for help."""
         try:
-            options = parser.parse(line.rstrip("; ").split())  # `;` silences the value: IPython reads it too
+            # `;` silences the value: IPython reads it too
+            options = parser.parse(parser.words(line.rstrip("; "), self.shell.var_expand))
         except HelpAsked as help_text:
             print(help_text)
             return None

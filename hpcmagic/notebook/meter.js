@@ -267,8 +267,8 @@ class Row {
     this.buttons.hidden = ended || !this.sure.hidden;
     if (ended) this.sure.hidden = true;
     this.away.hidden = !(ended || one.stale === "kernel");
-    this.extend.hidden = !["ready", "fallen"].includes(one.state) || one.left_s === undefined;
-    write(this.lost, one.state === "pending" ? `Stop takes job ${one.job} out of the queue.` : `Stop ends ${one.job ? `job ${one.job}` : "the session"}: the variables on ${one.ranks === 1 ? "its rank" : `its ${one.ranks} ranks`} are lost${one.busy ? ", and what runs there" : ""}.`);
+    this.extend.hidden = !["pending", "ready", "fallen"].includes(one.state) || one.left_s === undefined;
+    write(this.lost, one.state === "pending" && !one.elapsed_s ? `Stop takes job ${one.job} out of the queue.` : `Stop ends ${one.job ? `job ${one.job}` : "the session"}: the variables on ${one.ranks === 1 ? "its rank" : `its ${one.ranks} ranks`} are lost${one.busy ? ", and what runs there" : ""}.`);
     const numbers = { spent: one.spent, left: one.left_s, idle: one.idle_s, idleLeft: one.idle_left_s, ceiling: one.ceiling, rate: one.rate_per_hour };
     for (const [name, value] of Object.entries(numbers)) if (value === undefined) delete dataset[name]; else dataset[name] = value;
     Object.assign(dataset, { busy: Boolean(one.busy), stale: one.stale, feeds: this.feeds.length, silent: this.newest.silentMs / 1000, state: one.state });

@@ -70,8 +70,9 @@ def in_words(reading: Reading) -> str:
 
 
 def _standing(one: Reading) -> str:
-    where = f"on {count(one.nodes, 'node')}, job {one.job}" if one.job else "on this machine"
-    parts = [f"{one.session}: {one.state}", f"{count(one.ranks, 'rank')} {where}"]
+    on = f" on {count(one.nodes, 'node')}" if one.nodes else ""
+    where = f"{on}, job {one.job}" if one.job else " on this machine"
+    parts = [f"{one.session}: {one.state}", f"{count(one.ranks, 'rank')}{where}"]
     if one.left_s is not None and one.state != "ended":
         until = f", until {output.time_of_day(one.left_s)}" if one.state != "pending" else ""
         parts.append(f"{clock(int(one.left_s))} left{until}")

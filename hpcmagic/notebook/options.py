@@ -93,6 +93,15 @@ class OptionParser(argparse.ArgumentParser):
             tokens.append(f"{name}={expand(value)}" if match[1] else f"{name}{expand(value)}")
         return tokens, rest
 
+    def words(self, line: str, expand: Expand) -> list[str]:
+        """Cut a line of names and options, in any order, as `split` cuts the options before a cell's code."""
+        words: list[str] = []
+        while line := line.strip():
+            options, line = self.split(line, expand)
+            name, _, line = line.partition(" ")
+            words += [*options, name] if name else options
+        return words
+
     def _first_word(self, option: str, text: str) -> tuple[str, str]:
         """Cut the first word off, quotes and braces kept together."""
         match = re.match(r"""(?:\{[^}]*\}|[^\s"'{]|\{|"[^"]*"|'[^']*')+""", text)

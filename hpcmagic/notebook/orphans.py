@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from hpcmagic.launch import slurm
 from hpcmagic.launch.base import FRESH_S
 from hpcmagic.notebook.found import all_found, everywhere
 from hpcmagic.notebook.output import clock
-from hpcmagic.rendezvous import KeeperState, Request, SessionDirectory
+from hpcmagic.rendezvous import JobRecord, KeeperState, Request, SessionDirectory
 
 OURS = ("hpcmagic.keeper", "hpcmagic.engine")
 
@@ -83,5 +84,22 @@ def _jobs() -> list[Orphan]:
     return [
         Orphan(f"job {job}, {seen.word.lower()}, for {clock(int(seen.elapsed_s))}", partial(launcher.cancel, job))
         for job, seen in jobs.items()
-        if job not in known
+        if job not in known and not _lives_elsewhere(job)
     ]
+
+
+def _lives_elsewhere(job_id: str) -> bool:
+    """Whether a job's session lies where no profile looks: its script names the directory. True if nobody tells."""
+    asked = ["scontrol", "write", "batch_script", job_id, "-"]
+    try:
+        said = slurm.run(asked, timeout_s=slurm.QUERY_TIMEOUT_S).stdout
+        command = shlex.split(said.strip().rpartition("\n")[2])
+        if "hpcmagic.keeper" not in command:
+            return True
+        directory = SessionDirectory(Path(command[-1]))
+        job = directory.read_record(directory.job, JobRecord)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, LaunchError):
+        return True
+    return job is None or job.job_id == job_id

@@ -14,7 +14,8 @@ from typing import Any
 from hpcmagic.notebook.colours import tables
 from hpcmagic.notebook.mirror import Mirror
 from hpcmagic.notebook.simulation import event_in_words, news_of
-from hpcmagic.wire.looks import Event, Param, Picture
+from hpcmagic.ranges import Param
+from hpcmagic.wire.looks import Event, Picture
 
 ON_THEIR_WAY = 15  # messages; a page that stalls makes neither the kernel nor the Jupyter server grow
 SLOW_S = 2.0  # so often without a word from a page: a kernel that answers only between cells hears none

@@ -2,7 +2,7 @@
 
 Mirror ─► Panel ─ messages, at most so many on their way ─► panel.js, in the page
 Clicks ◄─ Panel ◄─ what a person does, how far the page is ─┘
-                └─ a picture in the output, for the saved notebook
+                └─ a picture in the output, for the saved notebook; where there are no widgets it is all that is shown
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hpcmagic.errors import HpcMagicError, ProfileError, SessionEnded
+from hpcmagic.errors import HpcMagicError, SessionEnded
 from hpcmagic.notebook import widgets
 from hpcmagic.notebook.clicks import Answer, Click, Clicks
 from hpcmagic.notebook.mirror import Mirror
 from hpcmagic.notebook.pages import Messages, Window
 from hpcmagic.notebook.simulation import news_of
 from hpcmagic.notebook.snapshot import bundle
-from hpcmagic.wire.looks import VERBS, Param
+from hpcmagic.ranges import Param
+from hpcmagic.wire.looks import VERBS
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.handles import Cell
@@ -38,7 +39,8 @@ BEAT_S = 1.0  # a page that hears nothing for some of these says so
 ATTENDED_S = 5.0  # pictures are fetched while a page has been heard of
 SETTLES_S = 0.7  # a run that is over may still tell something
 AGAIN_S = (0.5, 60.0)  # until a cut connection is tried again: at first, and at most
-PICTURE_AGE_S = 30.0  # of the picture in the output, while nobody is busy in the panel
+PICTURE_AGE_S = 30.0  # of the picture in the output, while nobody is busy in the panel …
+ALONE_AGE_S = 2.0  # … and where it is all that is shown
 MOST_PIXELS = 2048
 OFTEN, SELDOM = 60, 6  # looks for a simulation to come alive, before they become fewer; and then one in so many
 PAGE_FILES = ("panel_tools.js", "panel_param.js", "panel_drawn.js", "panel_field.js", "panel.js")
@@ -46,6 +48,8 @@ PAGE_FILES = ("panel_tools.js", "panel_param.js", "panel_drawn.js", "panel_field
 
 class Screen(Protocol):
     """Where a panel is shown."""
+
+    live: bool  # whether there are pages; else only the picture in the output is shown
 
     def send(self, message: dict[str, Any], buffers: list[Any]) -> None:
         """Tell the pages something."""
@@ -180,8 +184,8 @@ class Panel:
         news = news_of(self.mirror)
         if self._field not in news.fields:
             self._field = news.fields[0] if news.fields else ""
-        if self._field and self._window.attended(now, ATTENDED_S):
-            self.mirror.show(self._field, self._pixels, HZ)
+        if self._field and (self._window.attended(now, ATTENDED_S) or not self._screen.live):
+            self.mirror.show(self._field, self._pixels, HZ if self._screen.live else 1 / ALONE_AGE_S)
         way = self._window.may_send(now)
         if way:
             if self._anew:
@@ -206,7 +210,7 @@ class Panel:
             self._ends_s = self._ends_s or now + SETTLES_S
             if now >= self._ends_s:
                 self._keep_picture(now)
-        elif self._idle and now - self._kept_s > PICTURE_AGE_S:
+        elif self._idle and now - self._kept_s > (PICTURE_AGE_S if self._screen.live else ALONE_AGE_S):
             self._keep_picture(now)
 
     def _keep_picture(self, now: float) -> None:
@@ -238,15 +242,13 @@ _shown: dict[str, Panel] = {}  # by session
 def show(session: Session) -> Panel:
     """Show the panel of a session's simulation here; one that is shown elsewhere becomes a picture.
 
+    Without anywidget it is a picture that is drawn anew now and then.
+
     Raises
     ------
-    ProfileError
-        There is no anywidget.
     SteerError
         No simulation has come alive.
     """
-    if not widgets.installed():
-        raise ProfileError("The panel needs anywidget.", "`pip install 'hpcmagic[widgets]'`.")
     mirror = session.steer.mirror()
     former = _shown.pop(session.name, None)
     if former is not None:
@@ -299,15 +301,18 @@ class NotebookScreen:
         from IPython.display import display
 
         self._handle = display(shown, raw=True, display_id=True)
-        self._widget = widgets.Unseen("PanelWidget", page_code(), place)
+        self._widget = widgets.Unseen("PanelWidget", page_code(), place) if widgets.installed() else None
+        self.live = self._widget is not None
 
     def listen(self, receive: Callable[[Mapping[str, Any]], None]) -> None:
         """Have messages from the pages taken; then ask them to say that they are there."""
-        self._widget.listen(receive)
+        if self._widget is not None:
+            self._widget.listen(receive)
 
     def send(self, message: dict[str, Any], buffers: list[Any]) -> None:
         """Tell the pages something."""
-        self._widget.send(message, buffers)
+        if self._widget is not None:
+            self._widget.send(message, buffers)
 
     def update(self, shown: dict[str, str]) -> None:
         """Put another picture into the output."""
@@ -316,7 +321,8 @@ class NotebookScreen:
 
     def close(self) -> None:
         """Take the widget away."""
-        self._widget.close()
+        if self._widget is not None:
+            self._widget.close()
 
 
 @functools.cache

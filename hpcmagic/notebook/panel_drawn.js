@@ -52,6 +52,7 @@ class Chart {
       if (y > high && y < Infinity) high = y;
     }
     if (low > high) { low = 0; high = 1; }
+    if (high - low === Infinity) { low = Math.max(low, -8e307); high = Math.min(high, 8e307); } // else the axis has no end
     if (high - low < Math.abs(high) * 1e-12 + 1e-300) { const pad = Math.abs(high) * 0.01 || 1; low -= pad; high += pad; }
     const margin = (high - low) * 0.04;
     low -= margin; high += margin;

@@ -84,6 +84,7 @@ class Param {
     if (!this.dirty) return;
     this.dirty = false;
     if (this.text.value !== this.told.value) this.send(this.text.value);
+    else { delete this.row.dataset.refused; this.say("", false); } // as it stands: what was refused is taken back
   }
 
   send(text) {

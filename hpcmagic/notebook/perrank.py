@@ -155,7 +155,7 @@ class PerRank(Sequence[Any]):
         """Give the ranks by what they show, in order of their lowest rank."""
         groups: dict[str, list[int]] = {}
         for rank, value in self._values.items():
-            groups.setdefault(repr(value), []).append(rank)
+            groups.setdefault(_repr(value), []).append(rank)
         return groups
 
     def __repr__(self) -> str:
@@ -176,8 +176,16 @@ class PerRank(Sequence[Any]):
             printer.text("PerRank(...)" if cycle else line)
 
 
+def _repr(value: Any) -> str:
+    """Give a value's repr, or say that it has none: that of a user's class may raise anything."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__qualname__}, its repr() raised {type(error).__name__}>"
+
+
 def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    text = " ".join(_repr(value).split())
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -191,4 +199,4 @@ def _equal(a: Any, b: Any) -> bool:
     try:
         return bool(pickle.dumps(a, protocol=5) == pickle.dumps(b, protocol=5))
     except Exception:  # a user's class may refuse in its own way: two such values are as equal as they look
-        return repr(a) == repr(b)
+        return _repr(a) == _repr(b)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hpcmagic.errors import ProfileError
 from hpcmagic.notebook.found import Found, stop
+from hpcmagic.notebook.lifespan import extend_queued
 from hpcmagic.notebook.readings import Reading
 from hpcmagic.notebook.status import JobSeen
 from hpcmagic.rendezvous import KeeperState
@@ -50,15 +51,9 @@ class Queued:
         """Take the job out of the queue."""
         stop(self._found.directory, self._found.launcher, self._found.job)
 
-    def extend(self, _seconds: float, /) -> str:
-        """Refuse: it has not begun.
-
-        Raises
-        ------
-        ProfileError
-            Always.
-        """
-        raise self._not_yet()
+    def extend(self, seconds: float, /) -> str:
+        """Ask for more time: while a job waits most sites let its owner have it."""
+        return extend_queued(self._found, seconds)
 
     def keep(self) -> None:
         """Refuse: nothing counts down.

@@ -17,15 +17,16 @@ from hpcmagic.cost import Quote
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.launch import charges
 from hpcmagic.launch.charges import Balance
-from hpcmagic.notebook.budget import Left, budgets_of
+from hpcmagic.notebook.budget import Left, budgets_of, known
 from hpcmagic.notebook.lifespan import hold
-from hpcmagic.notebook.spending import cost_of, quote_of
+from hpcmagic.notebook.spending import cost_of, followed, quote_of
 from hpcmagic.rendezvous import KeeperState
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
 
 HELD = ("starting", "ready", "fallen")  # states that are paid for
+LOOK_S = 10.0  # how often one looks whether prices have changed
 BUDGET_KEPT_S = 120.0  # it takes reading other sessions, and asking accounting
 SILENT_S = 6.0  # a keeper beats every two
 
@@ -95,8 +96,9 @@ class Reader:
 
     def __init__(self) -> None:
         self._budget: Left | None = None
-        self._changes: tuple[tuple[float, float], ...] = ()  # of the QOS's factor, that are known
-        self._budget_at_s = float("-inf")
+        self._budget_at_s = self._look_at_s = float("-inf")
+        self._held_by: Quote | None = None  # the prices that the keeper's allowance was computed by
+        self._over = False
 
     def read(self, session: Session) -> Reading:
         """Give how the session stands now."""
@@ -119,10 +121,7 @@ class Reader:
             session.directory, session.request, session.job, reading.state,
             elapsed_s=reading.elapsed_s, left_s=reading.left_s,
         )  # fmt: skip
-        if quote.changes != self._changes:  # of the QOS's factor: the budget lasts another time
-            self._changes = quote.changes
-            with contextlib.suppress(HpcMagicError):
-                hold(session, may_end=True)
+        self.hold_budget(session, quote)
         if cost is not None:
             reading = replace(
                 reading, spent=cost.spent, rate_per_hour=cost.rate_per_hour, ceiling=cost.ceiling, price=cost.price,
@@ -131,6 +130,9 @@ class Reader:
         balance = next(iter(balance_of(session, quote)), None)
         if balance is not None:
             reading = replace(reading, balance=quote.units.of(balance.left), balance_whose=balance.whose)
+        if reading.state == "ended" and not self._over:  # its own job counts among those that are over by now
+            self._over = True
+            self.forget_budget()
         budget = self._standing(session, quote)
         if budget is not None and reading.spent is not None:
             spent = budget.spent + (0.0 if reading.state == "ended" else reading.spent)
@@ -143,8 +145,37 @@ class Reader:
         if now >= self._budget_at_s + BUDGET_KEPT_S:
             self._budget_at_s = now
             with contextlib.suppress(HpcMagicError):
-                self._budget = min(budgets_of(session, quote), key=lambda one: one.left, default=None)
+                stands = budgets_of(session, quote, lazily=True)
+                self._budget = min(stands, key=lambda one: one.left, default=None)
         return self._budget
+
+    def hold_budget(self, session: Session, quote: Quote | None = None) -> None:
+        """Tell the keeper anew how long the job may run, where the QOS's factor has changed, or nobody has yet.
+
+        Its budget may have been written down before the job had begun, by what it would most likely get.
+
+        Parameters
+        ----------
+        quote
+            The session's, just read; None = look now and then whether prices have changed.
+        """
+        now = time.monotonic()
+        if session.ended or now < self._look_at_s:
+            return
+        if quote is None:
+            self._look_at_s = now + LOOK_S
+            quote = quote_of(session.directory, session.request)
+            if quote is not None and session.request.launcher != "local":
+                quote = followed(session.directory, quote, session.elapsed_s())
+        if quote is None or quote == self._held_by or session.elapsed_s() <= 0:
+            return
+        try:
+            if session.name in known():
+                hold(session, may_end=True)
+        except HpcMagicError:
+            self._look_at_s = now + LOOK_S
+        else:
+            self._held_by = quote
 
     def forget_budget(self) -> None:
         """Look at the budgets again the next time: one was just set."""

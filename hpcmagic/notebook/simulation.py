@@ -17,8 +17,9 @@ from hpcmagic.errors import CellError, ChannelError, SteerError
 from hpcmagic.notebook import output
 from hpcmagic.notebook.cell_list import OwnCells
 from hpcmagic.notebook.mirror import Mirror
+from hpcmagic.ranges import KINDS, Param, plain
 from hpcmagic.wire.bulk import Invitation, connect
-from hpcmagic.wire.looks import KINDS, Command, Event, News, Param, Picture, plain
+from hpcmagic.wire.looks import Command, Event, News, Picture
 
 if TYPE_CHECKING:
     from hpcmagic.notebook.session import Session
@@ -31,6 +32,7 @@ GLANCE_S = 0.3
 FIRST_S = 1.0
 LOOK_S = 1.0
 PICTURE_S = 10.0
+STILL_S = 2.0  # in which a paused simulation gives a picture of what is still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Steer:
         SteerError
             Refused, with the reason: no such parameter, another type, out of its range, or its check says no.
         """
-        if values is not None and not isinstance(values, Mapping):
+        if not isinstance(values or {}, Mapping) or not all(isinstance(name, str) for name in values or {}):
             raise SteerError(f"{values!r} has no name.", "Name parameters: `steer.set(dt=5e-4)`.")
         own = {name: plain(value) for name, value in {**(values or {}), **named}.items()}
         if not own:
@@ -85,8 +87,7 @@ class Steer:
         for name, value in own.items():
             if not isinstance(value, KINDS):
                 raise SteerError(
-                    f"{name} cannot be set to a {type(value).__name__}.",
-                    "Numbers, True and False, and texts can be set.",
+                    f"{name} cannot be set to a {type(value).__name__}.", "Set numbers, True and False, or texts."
                 )
         return self._do("set", own)
 
@@ -150,27 +151,27 @@ class Steer:
             mirror.wait(lambda: news_of(mirror).fields or news_of(mirror).over, COMES_S)
             mirror.wait(lambda: name in news_of(mirror).fields or news_of(mirror).over, LOOK_S)
             if name not in news_of(mirror).fields:
-                there = ", ".join(news_of(mirror).fields) or "none"
                 raise SteerError(
-                    f"There is no field {name!r}; there is {there}{_said_over(news_of(mirror))}.",
+                    f"There is no field {name!r}; there is {', '.join(news_of(mirror).fields) or 'none'}"
+                    f"{_said_over(news_of(mirror))}.",
                     "In the simulation: `live.field(…)`.",
                 )
-            former = mirror.pictures.get(name)
-            frames = {former.frame} if former is not None else set()
-            wanted = len(frames) + (1 if self._pixels.get(name, pixels) == pixels else 2)  # one may be on its way
+            frames = {former.frame for former in [mirror.pictures.get(name)] if former is not None}
+            wanted = len(frames) + (1 if self._pixels.get(name, pixels) == pixels else 3)  # two may be on their way
             self._pixels[name] = pixels
             mirror.want(name, pixels)
 
-            def came() -> bool:
+            def came(still_s: float = time.monotonic() + STILL_S) -> bool:
                 if (picture := mirror.pictures.get(name)) is not None:
                     frames.add(picture.frame)
-                return len(frames) >= wanted or _stands(news_of(mirror), former)
+                return len(frames) >= wanted or _stands(news_of(mirror), picture, pixels, still_s)
 
             mirror.wait(came, timeout)
             picture = mirror.pictures.get(name)
             if picture is None:
                 raise _no_picture(name, news_of(mirror), timeout)
-            return picture.as_array()
+            thin = -(-max(1, picture.rows, picture.columns) // pixels)  # another may look, and finer
+            return picture.as_array()[::thin, ::thin]
 
     def events(self) -> list[Event]:
         """Give what became of commands, this notebook's and others'."""
@@ -337,9 +338,12 @@ def _leader(answers: Mapping[int, Mapping[str, Any]]) -> int | None:
     return next(iter([*alive, *(rank for rank, told in led.items() if told["cell"] == newest)]), None)
 
 
-def _stands(news: News, picture: Picture | None) -> bool:
-    """Whether there will be no other picture: it is over, or paused and the picture that there is will do."""
-    return bool(news.over) or (news.paused and picture is not None)
+def _stands(news: News, picture: Picture | None, pixels: int, still_s: float) -> bool:
+    """Whether there will be no other picture: it is over, or paused and this is its last or only one."""
+    if not news.paused or picture is None:
+        return bool(news.over)
+    fine = picture.stride <= max(1, -(-max(picture.shape[-2:]) // pixels))
+    return (fine and picture.step == news.step - 1) or time.monotonic() > still_s
 
 
 def news_of(mirror: Mirror) -> News:

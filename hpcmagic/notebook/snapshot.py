@@ -18,6 +18,7 @@ WIDTH, SIDE, MARGIN, LINE = 960, 400, 20, 19
 CHART_HEIGHT, CHARTS, PARAMS = 116, 6, 12
 INK, QUIET, RULE, BLUE, HOLE = "#1f2328", "#656d76", "#d8dee4", "#1f6feb", (225, 228, 232)
 WIDEST_TEXT = 60
+THINNEST = 24  # side of a field, in pixels
 
 
 def bundle(mirror: Mirror, field: str, place: str) -> dict[str, str]:
@@ -97,7 +98,7 @@ class _Drawing:
         image: Any = Image.frombytes("P", (picture.columns, picture.rows), picture.pixels)
         image.putpalette(bytes(colours))
         scale = SIDE / max(picture.rows, picture.columns)
-        size = max(1, round(picture.columns * scale)), max(1, round(picture.rows * scale))
+        size = max(THINNEST, round(picture.columns * scale)), max(THINNEST, round(picture.rows * scale))
         self._text(MARGIN, top, f"{picture.name} at step {picture.step}", INK)
         self._image.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), (MARGIN, top + LINE))
         ends = f"{picture.low:.4g} to {picture.high:.4g}"
@@ -113,9 +114,10 @@ class _Drawing:
             return
         low, high = min(v for _, v in points), max(v for _, v in points)
         begin, end = points[0][0], points[-1][0]
-        wide, tall = (right - left) / max(1, end - begin), (bottom - top_line - 4) / ((high - low) or 1.0)
+        wide, span = (right - left) / max(1, end - begin), (high / 2 - low / 2) or 1.0  # halves: else it may overflow
+        tall = (bottom - top_line - 4) / span
         every = max(1, len(points) // (2 * (right - left)))
-        line = [(left + (s - begin) * wide, bottom - 2 - (v - low) * tall) for s, v in points[::every]]
+        line = [(left + (s - begin) * wide, bottom - 2 - (v / 2 - low / 2) * tall) for s, v in points[::every]]
         self._draw.line([*line, *line[-1:]], fill=BLUE, width=2)
         steps = f"steps {begin} to {end}; {low:.4g} to {high:.4g}"
         self._text(left, bottom + 3, steps, QUIET, small=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hpcmagic.cost import CORE_HOURS, S_PER_MINUTE, Cost, Quote, amount
 from hpcmagic.errors import LaunchError
@@ -19,6 +19,9 @@ from hpcmagic.launch import charges
 from hpcmagic.launch.charges import Accounted
 from hpcmagic.profiles import Resources
 from hpcmagic.rendezvous import JobRecord, Request, SessionDirectory
+
+if TYPE_CHECKING:
+    from hpcmagic.notebook.session import Session
 
 
 class Metered(Protocol):
@@ -71,10 +74,11 @@ def cost_of(
             minutes = charged_minutes(told, quote)
             return quote.cost(told.elapsed_s, tres=told.tres or None, confirmed_minutes=minutes)
         return quote.cost(elapsed_s)
-    got = None if phase == "pending" else charges.BOOKS.got(job.job_id)
-    if phase != "pending" and directory is not None:
+    begun = phase != "pending" or elapsed_s > 0  # one that SLURM has suspended counts as pending, too
+    got = charges.BOOKS.got(job.job_id) if begun else None
+    if begun and directory is not None:
         quote = followed(directory, quote, elapsed_s)
-    return quote.cost(0.0 if phase == "pending" else elapsed_s, tres=got, left_s=left_s)
+    return quote.cost(elapsed_s, tres=got, left_s=left_s)
 
 
 def charged_minutes(told: Accounted, quote: Quote | None = None) -> float | None:
@@ -87,20 +91,29 @@ def charged_minutes(told: Accounted, quote: Quote | None = None) -> float | None
 
 
 def followed(directory: SessionDirectory, quote: Quote, elapsed_s: float) -> Quote:
-    """Note when the QOS's factor has changed while the job runs: what it costs from now on is another."""
+    """Note when the QOS's factor has changed while the job runs: what it costs from now on is another.
+
+    One that was not told when the job was bought is taken as it is told now.
+    """
     now = charges.BOOKS.tariff(quote.partition, quote.qos)
-    if now is None or quote.lacks or now.usage_factor == quote.tariff.usage_factor:
+    if now is None or (now.usage_factor == quote.tariff.usage_factor and not quote.lacks):
         return quote
-    changed = replace(quote, changes=(*quote.changes, (elapsed_s, now.usage_factor)))
+    if quote.lacks:
+        changed = replace(quote, usage_factor=now.usage_factor, lacks=())
+    else:
+        changed = replace(quote, changes=(*quote.changes, (elapsed_s, now.usage_factor)))
     with contextlib.suppress(LaunchError, FileNotFoundError):  # a full disk: it is noticed again
         directory.write_record(directory.quote, changed)
     return changed
 
 
-def in_line(session: Metered) -> str:
+def in_line(session: Session) -> str:
     """Say below a cell what the session has cost so far, and its rate; nothing where that is not known, or local."""
     if session.request.launcher == "local":
         return ""
+    from hpcmagic.notebook import readings  # it reads what is here
+
     elapsed_s, left_s = session.elapsed_s(), session.left_s()
     cost = cost_of(session.directory, session.request, session.job, "ready", elapsed_s=elapsed_s, left_s=left_s)
+    readings.reader(session).hold_budget(session, quote_of(session.directory, session.request))
     return "" if cost is None else f"{cost} so far, {amount(cost.rate_per_hour)} an hour"

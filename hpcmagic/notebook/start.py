@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import re
 import shutil
 import socket
 import time
@@ -27,7 +26,7 @@ from hpcmagic.launch.base import JobSpec, Launcher
 from hpcmagic.notebook import budget, frontend, meter
 from hpcmagic.notebook.buying import offer, quoted_line
 from hpcmagic.notebook.causes import ended_error, fallen_error
-from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended, no_session
+from hpcmagic.notebook.found import LAUNCHERS, Found, find, find_anywhere, find_ended, is_name, no_session
 from hpcmagic.notebook.lifespan import hold
 from hpcmagic.notebook.output import clock, count, quiet
 from hpcmagic.notebook.queued import Queued
@@ -38,8 +37,6 @@ from hpcmagic.rendezvous import HOLD_ALONE_S, HOLD_S, JobRecord, Limits, Request
 from hpcmagic.wire.crypto import make_keys
 from hpcmagic.wire.descriptors import require_descriptors
 
-RESERVED = ("ended", "budget.json")  # what else lies beside the directories of sessions
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 ASKING_SIZES = (*SIZES, "partition", "account", "qos", "constraint")
 
 
@@ -209,7 +206,7 @@ def require_name(name: str) -> None:
     ProfileError
         It is malformed.
     """
-    if not isinstance(name, str) or not re.fullmatch(NAME, name) or name in RESERVED:
+    if not is_name(name):
         raise ProfileError(
             f"--session {name!r} is not a name for a session.",
             "Use letters, digits, `_`, `-` and `.`, at most 64.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmagic.errors import ProfileError
 from hpcmagic.forms import did_you_mean
-from hpcmagic.notebook import output, panel, start, widgets
+from hpcmagic.notebook import frontend, output, panel, start, widgets
 from hpcmagic.notebook.found import find_anywhere, no_session
 from hpcmagic.notebook.options import HelpAsked, OptionParser
 from hpcmagic.notebook.session import Session
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VERBS = ("pause", "step", "resume", "stop")
 HELP = """\
-%steer                     the simulation that runs: the live panel, or where there is none its state as text
+%steer                     the simulation that runs: the live panel; without anywidget a picture, else text
 %steer dt=5e-4 nu=0.1      set parameters, all at the same step
 %steer pause               have all ranks wait before the same step
 %steer step                do one step, then wait
@@ -63,12 +63,14 @@ def steer(magics: HpcMagics, line: str) -> None:
         print(f"{rest} {getattr(session.steer, rest)()}")
     elif values:
         print(session.steer.set(**values))
-    elif widgets.can_be_shown() and not options.text:
+    elif output.in_notebook() and not frontend.unattended() and not options.text:
         panel.show(session)
+        if not widgets.installed():
+            output.quiet(
+                "A picture, drawn anew every two seconds; the live panel needs `pip install 'hpcmagic[widgets]'`."
+            )
     else:
         print(session.steer)
-        if output.in_notebook() and not widgets.installed():
-            output.quiet("The live panel needs anywidget: `pip install 'hpcmagic[widgets]'`.")
 
 
 def settings(text: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def dumped_stand(cell: Cell, rank: int, text: str) -> Stand:
     own = next(((name, int(line)) for name, line in frames if name.startswith("<cell ")), None)
     if own is None:
         return Stand(rank)
-    name, line = own[0].strip("<>"), own[1]
+    name, line = own[0].strip("<>").partition("#")[0], own[1]  # "#2": an earlier notebook had a cell of that name
     call = HOLDING.search(cell.line(line)) if name == cell.name and frames[0][0] == own[0] else None
     return Stand(rank, "", f"{name}, line {line}", IN_C_CODE, call[0] if call else "", f"{name}:{line}")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import warnings
 
 from hpcmagic.errors import CellError
 from hpcmagic.wire.messages import RunCell
 
 
-def check_syntax(cell: RunCell) -> None:
-    """Find a syntax error before any rank is bothered.
+def check_syntax(cell: RunCell) -> bool:
+    """Find a syntax error before any rank is bothered; give whether the cell has a top-level `await`.
 
     Raises
     ------
@@ -22,7 +23,7 @@ def check_syntax(cell: RunCell) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said where the cell runs
-            compile(
+            code = compile(
                 TransformerManager().transform_cell(cell.numbered()), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
             )
     except SyntaxError as error:
@@ -34,3 +35,4 @@ def check_syntax(cell: RunCell) -> None:
     except (ValueError, MemoryError, RecursionError, OverflowError) as error:
         why = str(error) or f"{type(error).__name__}, it may be nested too deeply"
         raise CellError(f"The cell cannot be compiled: {why}.", "Mend the cell and run it again.") from None
+    return bool(code.co_flags & inspect.CO_COROUTINE)

@@ -79,7 +79,7 @@ class Alarm:
         cell.add_done_callback(lambda _: self._timer.cancel())
 
     def _set(self, in_s: float) -> None:
-        self._timer = threading.Timer(in_s, self.ring)
+        self._timer = threading.Timer(min(in_s, threading.TIMEOUT_MAX), self.ring)
         self._timer.daemon = True
         self._timer.start()
 

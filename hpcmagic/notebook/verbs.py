@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 JUST_MADE_S = 60.0
 PAST_SHOWN = 8  # ended sessions that are named
+CELLS_SHOWN = 20  # of a session that one comes back to
 HPC = """\
 %hpc                      every session of yours: job, state, reason, nodes, ranks, time left
 %hpc status               the same
@@ -46,8 +47,9 @@ HPC = """\
 %hpc hint [on|off]        whether a local cell that is too large for this machine is told so, once a notebook"""
 
 
-def status(magics: HpcMagics, _rest: str) -> None:
+def status(magics: HpcMagics, rest: str) -> None:
     """Show every session, and what belongs to none."""
+    _nothing("status", rest)
     shown = sessions()
     print(table(shown, {name: session.data.channels.moved_nbytes for name, session in magics.held.items()}))
     listed = {one.session for one in shown}  # of two with one name the newer one is found by it
@@ -116,9 +118,10 @@ def attach(magics: HpcMagics, rest: str) -> None:
     if session is None or session.ended:
         session = magics.held[name] = start.attach(name)
     magics.session_name = session.name
-    if len(session.cells):
-        print(session.cells)
-    for cell in session.cells:
+    cells = session.cells
+    if len(cells):
+        print(cells.newest(CELLS_SHOWN))
+    for cell in cells:
         if not cell.done():
             cell._ipython_display_()  # IPython's own protocol
 
@@ -139,7 +142,7 @@ def cancel(magics: HpcMagics, rest: str) -> None:
         listed = here(magics).cells
         if not rest and len(running) == 1:
             cell = running[0]
-        elif rest.isdigit() and int(rest) < len(listed):
+        elif rest.isdecimal() and int(rest) < len(listed):
             cell = listed[int(rest)]
         else:
             said = f"There is no cell {rest!r}" if rest else "Several cells run" if running else "No cell runs"
@@ -157,7 +160,8 @@ def vars_parser() -> OptionParser:
 
 def show_variables(magics: HpcMagics, rest: str) -> None:
     """Show the variables of the ranks."""
-    options = vars_parser().parse(rest.split())
+    parser = vars_parser()
+    options = parser.parse(parser.words(rest, magics.shell.var_expand))
     held = here(magics).vars(options.ranks, everything=options.all)
     if output.in_notebook():
         from IPython.display import display

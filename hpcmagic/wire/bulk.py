@@ -109,6 +109,7 @@ class Channel:
         if not self.closed:
             self.closed = True
             self.rest()
+            self.hang_up()  # a process that was forked from this one may hold the socket too
             self.sock.close()
             if self.shared is not None:
                 self.shared.close()

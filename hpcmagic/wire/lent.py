@@ -37,10 +37,12 @@ class Lent(ipyparallel.Client):
 
     def hang_up(self) -> None:
         """Close all sockets; what was just sent may still leave."""
-        self.flush()
         context = self._context
-        self.close_presence()
-        super().close(linger=LINGER_MS)
+        try:
+            self.flush()
+            self.close_presence()
+        finally:  # Ctrl-C too: nobody closes it a second time
+            super().close(linger=LINGER_MS)
         context.term()
 
     def close(self, linger: Any = None) -> None:

@@ -16,34 +16,18 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections.abc import Generator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hpcmagic.errors import Tampered
+from hpcmagic.ranges import Param
 from hpcmagic.wire.bulk import Channel, Kind
 from hpcmagic.wire.messages import FRAME_NBYTES
 
 T = TypeVar("T", int, float)
 VERBS = ("set", "pause", "step", "resume", "stop")
 MESSAGE_LIMIT_NBYTES = 256 << 20
-KINDS = (bool, int, float, str)  # of parameters
 HALF = 4096  # values of a series, of which every second one goes when there are twice as many
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """A parameter of a running simulation."""
-
-    value: Any
-    default: Any
-    min: float | None = None
-    max: float | None = None
-
-    @property
-    def kind(self) -> str:
-        """``bool``, ``int``, ``float`` or ``str``: what it takes."""
-        return type(self.default).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +148,6 @@ class News:
     warnings: tuple[str, ...]
     log: str  # the file with the changes; "" = there was none yet
     pokes: int = 0
-
-
-def plain(value: Any) -> Any:
-    """Give a number, a truth value or a text as Python's own; anything else as it is."""
-    if hasattr(value, "item") and not isinstance(value, KINDS):
-        with suppress(Exception):  # an array of many: it stays what it is
-            value = value.item()
-    return next((kind(value) for kind in KINDS if isinstance(value, kind)), value)
 
 
 def halved(numbers: array[T]) -> array[T]:

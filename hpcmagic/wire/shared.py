@@ -28,11 +28,13 @@ SHARED_NBYTES = 2 * SLOTS * FRAME_NBYTES
 
 
 class Shared:
-    """A piece of memory that two processes map."""
+    """A piece of memory that two processes map.
+
+    The mapping has a descriptor of its own, and with it the file's lock: both go when nobody holds it any more.
+    """
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
-        self._descriptor = descriptor
         self.view = memoryview(mmap.mmap(descriptor, SHARED_NBYTES))
 
     @classmethod
@@ -50,10 +52,13 @@ class Shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.posix_fallocate(descriptor, 0, SHARED_NBYTES)  # all of it now: a full one would be SIGBUS later
             return cls(name, descriptor)
-        except OSError:
-            os.close(descriptor)
+        except BaseException as error:  # Ctrl-C too
             _unlink(name)
-            return None
+            if isinstance(error, OSError):
+                return None
+            raise
+        finally:
+            os.close(descriptor)
 
     @classmethod
     def open(cls, name: str) -> Shared | None:
@@ -64,11 +69,12 @@ class Shared:
             descriptor = os.open(FOLDER / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return None
-        with contextlib.suppress(OSError):
-            if _is_ours(descriptor):
-                return cls(name, descriptor)
-        os.close(descriptor)
-        return None
+        try:
+            return cls(name, descriptor) if _is_ours(descriptor) else None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def slot(self, number: int, nbytes: int) -> memoryview:
         """Give the room of the block with this number."""
@@ -81,7 +87,6 @@ class Shared:
 
     def close(self) -> None:
         """Let go of it."""
-        os.close(self._descriptor)
         self.view = memoryview(b"")
 
 

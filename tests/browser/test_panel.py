@@ -97,6 +97,10 @@ def test_set(running):
     level.get_by_text("takes a number").wait_for()
     level.locator("input").press("Escape")
     assert level.locator("input").input_value() == "1.0"
+    for text, refused in (("much", "true"), ("1.0", "false")):  # back to what it is: nothing is refused any more
+        level.locator("input").fill(text)
+        level.locator("input").press("Enter")
+        level.locator(f'input[aria-invalid="{refused}"]').wait_for()
 
     cells = page.evaluate("() => window.book.content.widgets.length")
     title = panel.locator('[data-param="title"]')

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import hpcmagic
-from hpcmagic.wire.messages import OUTPUT_LIMIT_NBYTES
+from hpcmagic.wire.messages import OUTPUT_LIMIT_NBYTES, RunCell
 
 ALL = (0, 1, 2, 3)
 
@@ -102,6 +102,25 @@ def test_function_of_an_earlier_cell(session):
     assert f"cell {defined}, line 2 in g:" in text
 
 
+def test_two_cells_of_one_name(session):
+    """Each kernel counts its cells from 1: a function of an earlier one is shown with its own lines, not with later ones."""
+    for source in ("0", "def h():\n    return 1 / 0", "'not'\n'these'"):
+        session.run_cell(RunCell(source, "cell 3"))
+    error = raised(session, "h()")
+    assert "cell 3, line 2 in h:  return 1 / 0" in error.text
+    assert '"<cell 3>", line 2, in h' in error.full
+
+
+def test_run_of_a_file(session, tmp_path):
+    """What a file of `%run` raises is the cell's error, and what it had bound before is there."""
+    (tmp_path / "script.py").write_text("bound = 5\nimport sys\nsys.exit(3) if rank else 1 / 0")
+    error = raised(session, f"%run {tmp_path}/script.py")
+    assert "ZeroDivisionError on rank 0" in error.text
+    assert "script.py:3:  sys.exit(3) if rank else 1 / 0" in error.text
+    assert "SystemExit on ranks 1-3: 3" in error.text
+    assert session.run("bound").same() == 5
+
+
 def test_syntax_error_bothers_no_rank(session):
     """A syntax error is found before any rank is bothered."""
     session.run("touched = 0")
@@ -131,6 +150,29 @@ def test_ipython_syntax(session, capsys, unhurried):
     session.run("%env HPCMAGIC_SEEN=yes")
     session.run("!echo $HPCMAGIC_SEEN")
     assert "[0-3] yes" in capsys.readouterr().out
+
+
+def test_help_of_ipython(session, capsys, unhurried):
+    """`x?` on the ranks shows what it does here."""
+    session.run("len?")
+    assert "Return the number of items" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "silent"),
+    [("1;", True), ("1; # hush", True), ("1 # note;", False), ("';'", False), ("%time 1;", True)],
+)
+def test_semicolon(session, source, silent):
+    """A semicolon behind the last line keeps the value away, as here: no other one does."""
+    assert (session.run(source) is None) == silent
+
+
+def test_value_that_cannot_display_itself(session, capsys, unhurried):
+    """What displaying a value raises is shown, and the cell goes on; a value without a repr spoils no display."""
+    session.run("class W:\n    def _repr_html_(self): raise ValueError('no page')\ndisplay(W())")
+    assert "[0-3] ValueError: no page" in capsys.readouterr().err
+    value = session.run("class R:\n    def __repr__(self): raise ValueError\nR()")
+    assert repr(value) == "[0-3] <R, its repr() raised ValueError>"
 
 
 def test_input_raises(session):

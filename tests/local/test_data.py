@@ -381,7 +381,8 @@ def test_axis_is_remembered(ranks):
 def test_gather_of_what_was_never_scattered(ranks):
     """What each rank has made under one name is joined in order, of whatever length."""
     ranks.run("import numpy\nmade = numpy.full(rank * 50_000, rank)\nword = 'abcd'[rank]\nlisted = [rank] * rank")
-    same(ranks.gather("made"), np.repeat(range(4), np.arange(4) * 50_000))
+    for joined in (ranks.gather("made"), *ranks.gather("made", "made")):
+        same(joined, np.repeat(range(4), np.arange(4) * 50_000))
     assert ranks.gather("word", "listed") == ("abcd", [1, 2, 2, 3, 3, 3])
 
 

@@ -438,6 +438,10 @@ def changed(file, *args):
     return real(file, *args)
 transfers.read_rows = changed
 """
+KEPT = """
+import gc
+sum(len(one._read) for one in gc.get_objects() if type(one) is transfers.Transfers)
+"""
 CHANGES = {
     "written over": "numpy.save(file.path, numpy.zeros(100_000))",
     "cut": "import os; os.truncate(file.path, 1000)",
@@ -454,6 +458,7 @@ def test_file_that_changes(session, tmp_path, how):
     session.run("import numpy\n" + CHANGE.format(change=CHANGES[how]))
     error = refused(session, path, "has changed while it was read|shorter than its header|is not there on host")
     assert 2 in error.ranks
+    assert session.run(KEPT).same() == 0
     np.save(path, np.arange(10.0))
     session.scatter(x=hpcmagic.File(str(path)))
     assert (session.gather("x") == np.arange(10.0)).all()
@@ -465,7 +470,7 @@ def test_rank_killed_while_it_writes(own_session, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.arange(3))
     session.run("import numpy, os\nx = numpy.ones(9)\nfrom hpcmagic.engine import transfers")
-    session.run("transfers.write_rows = lambda *_: os.kill(os.getpid(), 9)", ranks=[1])
+    session.run("transfers.write_rows = lambda *_, **__: os.kill(os.getpid(), 9)", ranks=[1])
     with soon(), pytest.raises(hpcmagic.SessionEnded, match="rank 1"):
         session.gather("x", to=str(path))
     assert (np.load(path) == np.arange(3)).all()
@@ -483,7 +488,7 @@ def test_interrupted_while_ranks_write(session, tmp_path):
     session.run(
         "import numpy, time\nx = numpy.ones(9)\nfrom hpcmagic.engine import transfers\nreal = transfers.write_rows"
     )
-    session.run("def slow(*args):\n    time.sleep(30)\n    real(*args)\ntransfers.write_rows = slow", ranks=[1])
+    session.run("def slow(*args, **kwargs):\n    time.sleep(30)\n    real(*args, **kwargs)\ntransfers.write_rows = slow", ranks=[1])
     timer = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     timer.start()
     with soon(5), pytest.raises(hpcmagic.CellError, match="Stopped") as error:

@@ -374,6 +374,52 @@ def test_rank_leaves_behind_a_slow_one(own_session):
     works(session)
 
 
+def test_rank_0_waits_for_the_slow(session):
+    """Rank 0 is no more than a few steps ahead: what it answers to is done by all soon; no rank is behind for long."""
+    source = """
+    from hpcmagic import steer
+    import time
+    live, begun = steer.live(comm), []
+    for step in live.steps(200):
+        begun.append(time.time())
+        time.sleep(0.005 * (rank == 1))
+    begun
+    """
+    first, slow, *_ = session.run(textwrap.dedent(source))
+    assert max(sum(begun < mine for begun in first) - step for step, mine in enumerate(slow)) <= 17
+
+
+STUCK = {
+    "live.steps": """
+    live = steer.live(comm)
+    for step in live.steps(100):
+        if rank == 1:
+            assert step < 3, "on purpose"
+            comm.send(step, 0)
+        if rank == 0:
+            comm.recv(source=1)
+    """,
+    "steer.live": """
+    assert rank != 1, "on purpose"
+    live = steer.live(comm)
+    """,
+}
+
+
+def test_rank_leaves_others_stuck(own_session):
+    """Where a rank has left, and rank 0 waits for it in MPI or in `steer.live`, those that wait with it are named too."""
+    session = own_session(nodes=3)
+    for number, (call, source) in enumerate(STUCK.items()):
+        if number:
+            session.restart()
+        with soon():
+            error = raised(session, f"from hpcmagic import steer\n{textwrap.dedent(source)}")
+        assert error.ranks == (1,)
+        assert "on purpose" in error.text
+        assert error.waiting[2].startswith(f"{call}, cell ")
+        assert set(error.waiting) == {0, 2}
+
+
 def test_nested_and_second(session):
     """A simulation inside another's loop, and a second loop of one, are refused; one after another is not."""
     nested = """
@@ -694,8 +740,12 @@ def test_field_of_a_paused_simulation(session):
     with running(
         session, PAUSED.format(steps=10**6, sleep=0.002).replace("box=(slice(0, 64),) if rank == 0 else ", "box=")
     ) as handle:
+        assert session.steer.field("u", pixels=64, timeout=SOON_S).shape == (1, 64)
+        time.sleep(0.5)
         step = session.steer.pause().step
-        u = session.steer.field("u", timeout=SOON_S)
+        with soon(5):
+            u = session.steer.field("u", timeout=SOON_S)
+            assert session.steer.field("u", pixels=16, timeout=SOON_S).shape == (1, 16)
         assert u.shape == (1, 256)
         assert np.isfinite(u).all()
         assert session.steer.mirror().pictures["u"].step == step - 1

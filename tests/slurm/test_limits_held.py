@@ -99,7 +99,7 @@ def test_month(cluster, alice):
         first = start("a", time="10")
         a_minute = first.status().cost.rate_per_hour / 60
         week = hpcmagic.cost().week.spent  # of this month's first days nothing else is there
-        from hpcmagic.notebook.budget import month_spent
+        from hpcmagic.notebook.past import month_spent
         from hpcmagic.notebook.spending import quote_of
         before = month_spent("b", quote_of(first.directory, first.request).units)
         hpcmagic.budget(before + 4.5 * a_minute, month=True)
@@ -118,7 +118,7 @@ def test_month_of_two_at_once(cluster, alice):
     """Two notebooks that buy at the same moment do not both get what one of them could have."""
     _, (told,) = alice("""
         from hpcmagic.cost import Unit
-        from hpcmagic.notebook.budget import month_spent
+        from hpcmagic.notebook.past import month_spent
         hpcmagic.budget(month_spent("", Unit()) + 6, month=True)  # alice's other jobs have cost something, too
         code = (
             "import hpcmagic, sys\\n"
@@ -152,23 +152,26 @@ def test_more_time(cluster, alice):
 
 
 def test_more_time_while_it_waits(cluster, alice):
-    """A job that waits is given more time, up to what its budget allows."""
+    """A job that waits is given more time, up to what its budget allows, by a click on the meter."""
     _, (told,) = alice("""
         import os, signal, threading
         from hpcmagic.notebook.found import find
-        from hpcmagic.notebook.session import Session
+        from hpcmagic.notebook.queued import Queued
         from hpcmagic.profiles import resolve
         first = start("a", nodes=4, ntasks_per_node=4)
         threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
         waits = attempt(lambda: start("b", nodes=4, ntasks_per_node=4, time="10"))
         found = find(resolve({}), "b")
-        held = Session(found.directory, found.request, found.launcher, found.job, None)
-        told(waits=waits, said=held.extend(600), limit=limit(held), refused=attempt(lambda: held.extend(-1)))
+        held = Queued(found)
+        told(waits=waits, said=held.extend(600), limit=limit(found), refused=attempt(lambda: held.extend(-1)),
+             budget=hpcmagic.budget(400, "b"), dear=attempt(lambda: held.extend(3600)))
         held.stop(); first.stop()
     """)
     assert "stays in the queue" in told["waits"]
-    assert "now ends at" in told["said"]
+    assert "waits, and may now run for 20 min." in told["said"]
     assert told["limit"] == "20:00"
+    assert "0 of 400 billing-minutes spent" in told["budget"]  # nobody waited for the job to set it
+    assert told["dear"].startswith("BudgetSpent: With so much time")
     assert told["refused"].startswith("ProfileError: -1 is no time")
 
 
@@ -196,10 +199,13 @@ def test_administrator_gives_more(cluster, alice):
 
 
 def test_factor_changes(cluster, alice):
-    """A QOS whose factor is changed while the job runs: from then on it costs the other rate, and the budget ends sooner."""
+    """A QOS whose factor is changed while the job runs: from then on it costs the other rate, and the budget ends sooner.
+
+    No meter is shown: the line below a cell tells.
+    """
     code = """
         from hpcmagic.launch import charges
-        from hpcmagic.notebook.readings import reading
+        from hpcmagic.notebook.spending import in_line
         charges.KEPT_S = 1.0
         s = start(qos="half")
         first = s.status().cost
@@ -209,8 +215,9 @@ def test_factor_changes(cluster, alice):
         print("#", flush=True)
         subprocess.run(["sleep", "4"])
         until = time.monotonic() + 30
-        while (now := reading(s)).rate_per_hour == first.rate_per_hour and time.monotonic() < until:
+        while in_line(s).endswith(f"{first.rate_per_hour:.1f} an hour") and time.monotonic() < until:
             time.sleep(0.5)
+        now = s.status().cost
         time.sleep(4)
         told(before=first.rate_per_hour, now=now.rate_per_hour, left=left, later=s.control.beat.budget_left_s,
              spent=s.status().cost.spent, elapsed=s.elapsed_s())
@@ -246,7 +253,7 @@ def test_meter(cluster, alice):
                 time.sleep(0.5)
             cost, words = s.status().cost, in_words(now)
             s.stop()
-            told(now=asdict(now), rate=cost.rate_per_hour, ceiling=cost.ceiling, words=words, after=reading(s).state)
+            told(now=asdict(now), rate=cost.rate_per_hour, ceiling=cost.ceiling, words=words, after=asdict(reading(s)))
         """)
     finally:
         cluster.hub("sacctmgr", "-i", "modify", "account", "alice-lab", "set", "GrpTRESMins=billing=-1")
@@ -263,7 +270,8 @@ def test_meter(cluster, alice):
     assert now["stale_s"] == 0
     assert f"job {now['job']}" in told["words"]
     assert "of 9 left" in told["words"]
-    assert told["after"] == "ended"
+    assert told["after"]["state"] == "ended"
+    assert told["after"]["budget_spent"] >= now["spent"]  # its own job counts among those that are over
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Budgets: what is left of them, how they cut what is asked for, how they are written down."""
 
 import json
+import os
 import re
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +16,11 @@ import hpcmagic
 from hpcmagic.cost import Quote
 from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
 from hpcmagic.launch import charges
+from hpcmagic.launch.base import AT_ITS_PACE
 from hpcmagic.notebook import budget
+from hpcmagic.notebook import past as past_costs
 from hpcmagic.notebook.budget import Budget, Left
-from hpcmagic.profiles import resolve
+from hpcmagic.profiles import resolve, user_file
 from hpcmagic.rendezvous import JobRecord, KeeperState, Limits, Request, SessionDirectory
 
 HOURLY = Quote({"cpu": 60.0}, partition="debug", walltime_s=3600.0)  # 3,600 billing-minutes an hour
@@ -26,7 +31,7 @@ def asked(**options):
     return resolve({"launcher": "slurm", "nodes": 1, **options})
 
 
-def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside=True):
+def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside=True, job="1"):
     """Make a session that ran here for so long, and ended just now; put it aside. Give its directory."""
     root = resolve({}).directory
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,7 +42,8 @@ def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside
         engine_public="",
     )  # fmt: skip
     directory.write_record(directory.request, request)
-    directory.write_record(directory.job, JobRecord(launcher, "1@1", time.time() - ran_s if began is None else began))
+    began = time.time() - ran_s if began is None else began
+    directory.write_record(directory.job, JobRecord(launcher, f"{job}@1", began))
     directory.write_record(directory.state, KeeperState("ended", cause="it was stopped"))
     if quote is not None:
         directory.write_record(directory.quote, quote)
@@ -49,7 +55,9 @@ def past(name, ran_s, *, cpus=1, began=None, launcher="local", quote=None, aside
 # ---- what a budget is
 
 
-@pytest.mark.parametrize("limit", ["x", "", 0, "0", -1, "-3", float("nan"), "inf", "1e999", True, None, [], "20h"])
+@pytest.mark.parametrize(
+    "limit", ["x", "", 0, "0", -1, "-3", float("nan"), "inf", "1e999", "1e300", True, None, [], "20h"]
+)
 def test_no_budget(limit):
     """What is no number above 0 is refused in two lines, and nothing is written down."""
     with pytest.raises(ProfileError) as caught:
@@ -89,6 +97,18 @@ def test_damaged(text, says):
     with pytest.raises(LaunchError) as caught:
         budget.applied("a", asked())
     assert "damaged" in str(two_lines(caught))
+
+
+def test_no_place(monkeypatch):
+    """Where nothing can be written no budget is set, and it is said in two lines why."""
+
+    def mkdir(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(LaunchError) as caught:
+        hpcmagic.budget(5, "a")
+    assert "budget.json: Permission denied" in str(two_lines(caught))
 
 
 def test_open_to_others(says):
@@ -166,6 +186,31 @@ def test_price_not_known(says):
     said = str(two_lines(caught))
     assert "cannot be held" in said
     assert "%budget off" in said
+
+
+def test_factor_not_known(says):
+    """Nor where the QOS's factor is not told: it may be any."""
+    del says["sacctmgr -n -P show qos"]
+    budget.remember("a", Budget(20.0, 0.0))
+    with pytest.raises(ProfileError) as caught:
+        budget.applied("a", asked(qos="half"))
+    assert "(the QOS's factor is missing): a budget cannot be held" in str(two_lines(caught))
+
+
+def test_directives_of_the_site(says, monkeypatch):
+    """What the site's jobqueue.yaml asks for besides is paid for: a budget lasts less long."""
+    monkeypatch.setattr(charges, "site_extras", lambda _resources: {"--gres": "gpu:1"})
+    budget.remember("a", Budget(90.0, 0.0))
+    assert budget.applied("a", asked(time="60"))[0].time == "10"
+
+
+def test_name_that_is_none(says):
+    """Where the price is not told of a name that was misspelt, that is looked at first, not the budget given up."""
+    del says["scontrol -o show partition"]
+    budget.remember("a", Budget(20.0, 0.0))
+    with pytest.raises(ProfileError) as caught:
+        budget.applied("a", asked(partition="debgu", qos="half"))
+    assert two_lines(caught).mend.startswith("Check `--partition debgu --qos half`. `%budget off` takes")
 
 
 def test_other_sessions_budget(says):
@@ -304,6 +349,82 @@ def test_month(says):
     budget.remember("", Budget(200.0, 0.0))
     (stands,) = budget.left_of("a", HOURLY, resolve({}).directory)
     assert (stands.what, stands.spent) == ("month", pytest.approx(130.0))
+    assert budget.limits(stands, "billing-minutes", 600.0).budget == "200 billing-minutes a month"
+
+
+def test_month_of_unknown_prices(says):
+    """A job whose partition is gone, or whose factor nobody tells, counts by SLURM's own number, rounded up."""
+    says["sacct"] = "1|COMPLETED|3600|cpu=2,billing=7|gone|gone|lab|2026-11-02T10:00:00"
+    assert past_costs.month_spent("a", HOURLY.units) == pytest.approx(480.0)
+
+
+def test_month_without_accounting(says):
+    """Without accounting what is over counts by its directory, put aside or not; of another unit, in that one's size."""
+    budget.remember("", Budget(2000.0, 0.0))
+    past("b", 600, launcher="slurm", quote=replace(HOURLY, unit="core-hours", divisor=60.0))
+    assert past_costs.month_spent("a", HOURLY.units) == pytest.approx(600.0, rel=0.01)
+    past("c", 600, launcher="slurm", quote=HOURLY, aside=False, job="2")
+    assert past_costs.month_spent("a", HOURLY.units) == pytest.approx(1200.0, rel=0.01)
+    assert past_costs.month_spent("c", HOURLY.units) == pytest.approx(1200.0, rel=0.01)
+
+
+def test_month_in_its_own_unit(says):
+    """The month is told in the unit of the jobs that it binds, whichever profile is the default."""
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text('[profiles.cpu]\nlauncher = "slurm"\ncost_unit = "core-hours"\ncost_divisor = 60\n')
+    says["sacct"] = sacct(1, "COMPLETED", 3600, 2)
+    budget.remember("", Budget(10.0, 0.0, unit="core-hours"))
+    assert "at most 10 core-hours on SLURM. 2 are spent, or may be by what runs (20%)" in hpcmagic.budget(month=True)
+    budget.remember("", Budget(10.0, 0.0, unit="SBU"))
+    assert hpcmagic.budget(month=True) == "This month: at most 10 SBU on SLURM."
+
+
+def test_keeper_that_said_nothing(says, monkeypatch):
+    """A session whose keeper was killed may have run until it was put aside, whenever its keeper wrote something last."""
+    budget.remember("a", Budget(1000.0, time.time() - 7200))
+    directory = past("a", 1200, launcher="slurm", quote=replace(HOURLY, tres={"cpu": 1.0}), aside=False)
+    directory.write_record(directory.state, KeeperState("ready"))
+    os.utime(directory.state, (time.time() - 1100, time.time() - 1100))
+    directory.put_aside()
+    assert budget.left_of("a", None, resolve({}).directory)[0].spent == pytest.approx(20.0, rel=0.02)
+
+
+def test_meter_asks_nobody(desk, says, monkeypatch):
+    """A meter that shows a month's budget has no squeue of its own: it takes what all notebooks have asked last."""
+    budget.remember("", Budget(2000.0, 0.0))
+    desk.cell(nodes=1, time="10")
+    ages = []
+    state = desk.launcher.state
+    monkeypatch.setattr(desk.launcher, "state", lambda job, *, max_age_s=0.0: ages.append(max_age_s) or state(job))
+    (stands,) = budget.left_of("b", HOURLY, resolve({}).directory, lazily=True)
+    assert stands.spent == pytest.approx(10.0)
+    assert set(ages) == {AT_ITS_PACE}
+
+
+# ---- while its job waits
+
+
+def test_job_that_waits(desk, says, capsys):
+    """A budget can be set while the job waits in the queue: nobody waits for it, its keeper will know."""
+    held = desk.cell(nodes=1, time="60")
+    assert "0 of 30 billing-minutes spent" in hpcmagic.budget(30, "demo")
+    limits = held.directory.read_record(held.directory.limits, Limits)
+    assert limits.run_s == pytest.approx(30 * 60 - 10)
+    assert budget.known()["demo"].since == held.job.submitted
+    assert desk.waited == [held]
+    hpcmagic.budget(None, "demo")
+    assert held.directory.read_record(held.directory.limits, Limits) == Limits()
+
+
+def test_job_that_waits_refused(desk, says):
+    """Where what was spent before leaves it nothing the budget is refused, and stays what it was."""
+    budget.remember("demo", Budget(30.0, 0.0, {"x": 20.0}))
+    held = desk.cell(nodes=1, time="5")
+    with pytest.raises(BudgetSpent) as caught:
+        hpcmagic.budget(15, "demo")
+    two_lines(caught)
+    assert budget.known()["demo"].limit == 30.0
+    assert held.directory.read_record(held.directory.limits, Limits).run_s > 500
 
 
 def test_month_asks_from_the_first(monkeypatch, says):
@@ -312,7 +433,7 @@ def test_month_asks_from_the_first(monkeypatch, says):
     run = charges.BOOKS._run
     monkeypatch.setattr(charges.BOOKS, "_run", lambda command: lines.append(" ".join(command)) or run(command))
     says["sacct"] = ""
-    budget.month_spent("a", HOURLY.units)
+    past_costs.month_spent("a", HOURLY.units)
     assert any(re.search(r"sacct .*--starttime=\d{4}-\d\d-01( |$)", line) for line in lines)
 
 

@@ -552,6 +552,14 @@ def test_interrupt_while_threads_start(opened, monkeypatch):
     assert not left
 
 
+def test_closed_while_a_child_lives(opened):
+    """The other side notices at once, though a process that was forked meanwhile holds the socket as well."""
+    channels = opened(1)
+    with channels[0].sock.dup():
+        channels[0].close()
+        assert channels[1].is_cut()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_failed_rank_is_named(opened, threads):
     """Who was lost or tampered with is told by number, as soon as it is; the others do not wait for their ends."""

@@ -185,6 +185,42 @@ def test_asked_tres(asked, partition, config, threads, tres):
     assert asked_tres(resources(**asked), NODES | partition, BY_CORE | config, threads) == tres
 
 
+@pytest.mark.parametrize(("extras", "asked", "tres"), [
+    ({"--gres": "gpu:4"}, {"nodes": 2}, {"cpu": 2, "mem": 2000, "node": 2, "gres/gpu": 8}),
+    ({"--gres": "gpu:A100:2,shard:3"}, {},
+     {"cpu": 1, "mem": 1000, "node": 1, "gres/gpu": 2, "gres/gpu:a100": 2, "gres/shard": 3}),
+    ({"--gres": "gpu"}, {}, {"cpu": 1, "mem": 1000, "node": 1, "gres/gpu": 1}),
+    ({"--gpus-per-node": "v100:2"}, {}, {"cpu": 1, "mem": 1000, "node": 1, "gres/gpu": 2, "gres/gpu:v100": 2}),
+    ({"--gpus": "4"}, {"nodes": 2}, {"cpu": 2, "mem": 2000, "node": 2, "gres/gpu": 4}),
+    ({"--gpus-per-task": "1"}, {"ntasks_per_node": 4}, {"cpu": 4, "mem": 4000, "node": 1, "gres/gpu": 4}),
+    ({"--exclusive": ""}, {"mem": "2G"}, {"cpu": 32, "mem": 2048, "node": 1, "gres/gpu": 4}),
+    ({"--exclusive": "user"}, {}, {"cpu": 1, "mem": 1000, "node": 1}),
+    ({"--mem-per-cpu": "2G"}, {"cpus_per_task": 3}, {"cpu": 3, "mem": 6144, "node": 1}),
+    ({"--mem-per-cpu": "2G"}, {"mem": "5G"}, {"cpu": 1, "mem": 5120, "node": 1}),
+    ({"--gres": "none", "--mail-type": "END"}, {}, {"cpu": 1, "mem": 1000, "node": 1}),
+    ({}, {"mem": "512K"}, {"cpu": 1, "mem": 1, "node": 1}),
+])  # fmt: skip
+def test_sites_directives(extras, asked, tres):
+    """What a site's own directives ask for is paid for, too: GPUs, whole nodes, memory for each CPU."""
+    assert asked_tres(resources(**asked), NODES, BY_CORE, 1, extras) == tres
+
+
+def test_whole_minutes(books):
+    """SLURM counts a walltime in whole minutes: the ceiling is that of the minute that was begun."""
+    assert books.quote(resources(time="0:30")).walltime_s == 60
+    assert books.quote(resources(time="10:01")).walltime_s == 660
+
+
+def test_one_of_several_clusters(site, books):
+    """Where one accounting serves several clusters, the user's defaults are those of this one."""
+    site.says["scontrol show config"] = [*CONFIG.format(flags="").splitlines(), "ClusterName             = bed"]
+    site.says["sacctmgr -n -P show user"] = lambda line: (
+        ["lab|lab|half|half"] if " cluster=bed " in line else ["x|x|x|x"]
+    )
+    quote = books.quote(resources())
+    assert (quote.account, quote.qos) == ("lab", "half")
+
+
 # ---- what a job has got, and was charged
 
 
@@ -192,6 +228,7 @@ def test_asked_tres(asked, partition, config, threads, tres):
     ("RUNNING", "TRES=cpu=4,mem=2000M,node=2,billing=20,gres/gpu=2",
      {"cpu": 4, "mem": 2000, "node": 2, "billing": 20, "gres/gpu": 2}),
     ("RUNNING", "ReqTRES=cpu=1,mem=1M AllocTRES=cpu=8,mem=4G", {"cpu": 8, "mem": 4096}),
+    ("SUSPENDED", "TRES=cpu=8,mem=4G", {"cpu": 8, "mem": 4096}),
     ("PENDING", "TRES=cpu=4,mem=2000M", None),
     ("RUNNING", "", None),
 ])  # fmt: skip

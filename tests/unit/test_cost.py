@@ -118,6 +118,8 @@ def test_gpus_by_type():
     assert with_typed_gpus({"cpu": 1}, weights) == {"cpu": 1}
     assert with_typed_gpus({"gres/gpu": 2}, {"gres/gpu": 8.0}) == {"gres/gpu": 2}
     assert with_typed_gpus({"gres/gpu": 2}, None) == {"gres/gpu": 2}
+    asked = {"gres/gpu": 2, "gres/gpu:v100": 2}
+    assert with_typed_gpus(asked, weights) == asked
 
 
 # ---- a session's cost

@@ -25,6 +25,7 @@ class Verbs(DataVerbs):
         ("x", "{verb} was given 'x' without a name."),
         ({5: 1}, "5 is not a name for a variable."),
         ({"two words": 1}, "'two words' is not a name for a variable."),
+        ({"lambda": 1}, "'lambda' is not a name for a variable."),
     ],
 )
 def test_values_without_names(verb, values, said):

@@ -10,10 +10,11 @@ import pytest
 
 from hpcmagic.engine import desk as desks
 from hpcmagic.engine.desk import QUIET, Batch, Desk
-from hpcmagic.engine.params import Check, declared
+from hpcmagic.engine.params import Check
 from hpcmagic.engine.patience import patience
 from hpcmagic.engine.runs import SERIES_KEPT, WARNINGS_KEPT
 from hpcmagic.engine.series import Series
+from hpcmagic.ranges import declared
 from hpcmagic.wire.looks import Command, Look
 
 

@@ -99,7 +99,7 @@ def test_part_without_numbers_keeps_the_range():
         (((0, 3), (0, 5)), "does not fit"),
         (((-1, 2), (0, 4)), "does not fit"),
         ((slice(0, 6, 2), slice(0, 4)), "box must have"),
-        ((slice(0, None), slice(0, 4)), "box must have"),
+        ((slice(0, 3), slice(1.5, None)), "box must have"),
         (7, "box must have"),
         (((0, 3), 4), "box must have"),
         (((0.0, 3.0), (0, 4)), "box must have"),
@@ -120,6 +120,7 @@ def test_box():
         ((2, 5), (0, 4)),
         [(np.int64(2), 5), slice(None, 4)],
         np.array([[2, 5], [0, 4]]),
+        np.s_[2:, :],
     ):
         assert box_of(array, box) == expected
     assert box_of(array, None) == ((0, 3), (0, 4))
@@ -242,6 +243,49 @@ def test_pictures_cost_their_share(clock, cost_s):
     assert spent <= 0.01 * 100 + 4 * cost_s  # until they are coarse enough
     assert len(strides) > 50  # rather coarser than fewer
     assert max(strides) > 1 or cost_s <= 0.01
+
+
+def test_what_pictures_add_to_boundaries(clock):
+    """What rank 0 does at its boundaries for a picture is paid for like what the picture costs itself."""
+    run, own, came = Run(1, fields={"a": ()}), 0.0, 0
+    shown = Pictures(run, Readers(wants("a")), 2)
+    for _ in range(50_000):
+        collect = shown.wish(0.001)
+        shown.note_boundary(1e-4 + 2e-3 * (collect is not None), busy=collect is not None)
+        if collect is not None:
+            own, came = own + 2e-3, came + 1
+            answered(shown, collect, cost_s=1e-3)
+        clock.now += 0.002
+    assert came > 20
+    assert own + came * 1e-3 <= 0.01 * 100 * 1.05
+
+
+def test_pictures_of_very_many_ranks(clock):
+    """Where it is not the pixels that cost, pictures keep some, and become fewer."""
+    run, spent, strides = Run(1, fields={"a": (200, 100)}), 0.0, []
+    shown = Pictures(run, Readers(wants("a", pixels=200)), 2)
+    for _ in range(20_000):
+        if (collect := shown.wish(0.001)) is not None:
+            strides.append(collect.stride)
+            spent += 0.05
+            answered(shown, collect, cost_s=0.05)
+        clock.now += 0.01
+    assert max(strides) == 4  # of 200 values 50 are shown
+    assert spent <= 0.01 * 200 + 4 * 0.05
+
+
+def test_picture_after_a_long_time_without(clock):
+    """What readers took in seconds without any picture makes the next ones no coarser."""
+    run, strides = Run(1, fields={"a": (200, 100)}), []
+    shown = Pictures(run, Readers(wants("a")), 2)
+    for turn in range(8):
+        clock.now += 10.0 * (turn == 1)
+        run.watching_s += 0.04 * (turn == 1)  # 0.4 % of that time
+        collect = shown.wish(0.01)
+        strides.append(collect.stride)
+        answered(shown, collect, cost_s=1e-4)
+        clock.now += 5.0
+    assert strides == strides[:1] * 8
 
 
 def test_picture_that_never_comes(clock):

@@ -506,8 +506,9 @@ def test_alarm_set_again(session, monkeypatch):
     assert session.asked == ["c0ffee"]
 
 
-def test_not_cancelled_after(session, monkeypatch):
-    """The alarm of a cell that is over in time is put off."""
+@pytest.mark.parametrize(("limit_s", "waits_s"), [(7, 7), (float("inf"), threading.TIMEOUT_MAX)])
+def test_not_cancelled_after(session, monkeypatch, limit_s, waits_s):
+    """The alarm of a cell that is over in time is put off; no timer waits longer than one can."""
     timers = []
 
     class Timer:
@@ -523,8 +524,8 @@ def test_not_cancelled_after(session, monkeypatch):
 
     monkeypatch.setattr(timeout.threading, "Timer", Timer)
     on_its_way = Wire(session, (0,))
-    on_its_way.cell.cancel_after(7)
-    assert [(timer.seconds, timer.state) for timer in timers] == [(7, "started")]
+    on_its_way.cell.cancel_after(limit_s)
+    assert [(timer.seconds, timer.state) for timer in timers] == [(waits_s, "started")]
     on_its_way.answer(gave(0))
     assert timers[0].state == "cancelled"
 
@@ -625,7 +626,19 @@ def test_all_cells(session):
     assert cells[-1] is fresh
     assert [cell.source for cell in cells[:2]] == ["old", "live"]
     assert [line.split(":")[0] for line in repr(cells).splitlines()] == ["[0] <cell 1", "[1] <cell 2", "[2] <cell 3"]
+    assert cells.newest(3) == repr(cells)
+    assert [line.split(":")[0] for line in cells.newest(1).splitlines()] == ["… 2 before", "[2] <cell 3"]
     assert repr(Cells([])) == "no cells yet"
+
+
+def test_many_cells(session, monkeypatch):
+    """How each of many cells stands is read from its own file: the folder is looked through once for all of them."""
+    for number in range(3):
+        Wire(session, (0,), source="x", cell_id=f"a{number}").answer(gave(0, number))
+    cells = all_cells(session, {})
+    monkeypatch.setattr(handles, "cell_paths", None)
+    assert repr(cells).count("done") == 3
+    assert [cell.result()[0] for cell in cells] == [0, 1, 2]
 
 
 def test_what_has_just_ended(session, monkeypatch):

@@ -32,6 +32,14 @@ def test_cells(magics, desk, line):
     assert not magics.held
 
 
+def test_await_here_too(magics, desk):
+    """A cell that awaits cannot run here from within a magic: that is said before any rank has run it."""
+    with pytest.raises(ProfileError, match="top-level `await`") as error:
+        magics.remote_cell("--nodes 2 --local", "import asyncio\nawait asyncio.sleep(0)")
+    two_lines(error)
+    assert not desk.launcher.jobs
+
+
 @pytest.mark.parametrize("act", ["push", "scatter"])
 def test_names(laptop, magics, act):
     """Nor where it would be free."""

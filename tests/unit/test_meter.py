@@ -372,10 +372,9 @@ def test_in_the_queue(queued, pages):
     queued.desk.launcher.jobs["1"] = JobState("running", "RUNNING", elapsed_s=5.0, left_s=1795.0)
     queued.session._seen.look()
     assert queued.session.read().state == "starting"
-    for refused in (queued.session.keep, lambda: queued.session.extend(60.0)):
-        with pytest.raises(ProfileError) as not_yet:
-            refused()
-        assert "not ready yet" in two_lines(not_yet).message
+    with pytest.raises(ProfileError) as not_yet:
+        queued.session.keep()
+    assert "not ready yet" in two_lines(not_yet).message
     queued.session.stop()
     assert queued.desk.alive == []
     assert queued.session.read().state == "ended"
@@ -410,9 +409,7 @@ def test_in_words():
 def test_in_words_at_its_ends():
     """A job that waits has cost nothing; one that is over says why, and whether accounting has confirmed its cost."""
     waits = Reading("waves", "pending", "Resources – the nodes are busy", "66", ranks=4, left_s=1800.0)
-    assert (
-        in_words(waits) == "waves: pending, 4 ranks on 0 nodes, job 66, 30 min left: Resources – the nodes are busy"
-    )
+    assert in_words(waits) == "waves: pending, 4 ranks, job 66, 30 min left: Resources – the nodes are busy"
     over = replace(
         ON_SLURM, state="ended", reason="it was stopped", left_s=None, confirmed=True, balance=None, budget=None
     )

@@ -10,13 +10,14 @@ import pytest
 
 from hpcmagic.engine.desk import Desk
 from hpcmagic.engine.fields import Collect, part_of
-from hpcmagic.engine.params import Check, declared
+from hpcmagic.engine.params import Check
 from hpcmagic.errors import ChannelError, HpcMagicError
 from hpcmagic.notebook import mirror as mirrors
 from hpcmagic.notebook.mirror import Mirror
 from hpcmagic.notebook.simulation import Applied, _leader, as_text, event_in_words, news_of
+from hpcmagic.ranges import declared, plain
 from hpcmagic.wire.bulk import Channel, Invitation
-from hpcmagic.wire.looks import Command, Poke, Pulse, plain, send
+from hpcmagic.wire.looks import Command, Poke, Pulse, send
 from hpcmagic.wire.moving import run_one
 
 SESSION = "a keeper's public key"

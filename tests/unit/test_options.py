@@ -5,7 +5,14 @@ from IPython.utils.text import DollarFormatter
 from two_lines import two_lines
 
 from hpcmagic.errors import ProfileError
-from hpcmagic.notebook.options import RESOURCE_NAMES, HelpAsked, OptionParser, names_parser, remote_parser
+from hpcmagic.notebook.options import (
+    RESOURCE_NAMES,
+    HelpAsked,
+    OptionParser,
+    names_parser,
+    remote_parser,
+    scatter_parser,
+)
 from hpcmagic.profiles import KEYS
 
 NAMES = {"n": 4, "part": "debug", "sizes": {"big": 8}, "x": 7, "two": "a b"}
@@ -270,6 +277,32 @@ def test_names():
     with pytest.raises(ProfileError, match="--rank") as error:
         parser.parse(["a", "--rank", "0"])
     assert "`--ranks`" in error.value.mend
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a b", ["a", "b"]),
+        ("a,b -r 0-1", ["a,b", "-r0-1"]),
+        ("--ranks $n a", ["--ranks=4", "a"]),
+        ("a --ranks={n}", ["a", "--ranks=4"]),
+        ("x --from 'my {n}.npy'", ["x", "--from=my 4.npy"]),
+        ("$n -h", ["$n", "-h"]),
+        ("a ---", ["a", "---"]),
+    ],
+)
+def test_words(line, words):
+    """A line of names takes options anywhere; their values may be quoted, and are expanded as those of `%remote`."""
+    parser = scatter_parser() if "--from" in line else names_parser("%push", "Send.")
+    assert parser.words(line, expand) == words
+
+
+@pytest.mark.parametrize("line", ["x --from 'a b", "x --from"])
+def test_words_refused(line):
+    """An open quote and a missing value are called that."""
+    with pytest.raises(ProfileError) as error:
+        scatter_parser().words(line, expand)
+    assert "--from" in two_lines(error).message
 
 
 def test_never_leaves_the_interpreter():

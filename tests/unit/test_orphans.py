@@ -54,6 +54,7 @@ def queue(said, processes):
         return f"{job}|{word}|None|N/A|{elapsed}|1:00:00||x\n"
 
     said["squeue"] = lambda _: "".join(line(*row.split("|")) for row in rows)
+    said["scontrol"] = "#!/bin/sh\nexec /usr/bin/python3 -m hpcmagic.keeper '/gone/a b'\n"
     return rows
 
 
@@ -166,6 +167,22 @@ def test_jobs_of_sessions(desk, queue):
     held = desk.cell(nodes=1)
     queue += [f"{held.job.job_id}|PENDING|0:00", "18|PENDING|0:00", "19|RUNNING|0:01"]
     assert [found.what.split(",")[0] for found in orphans()] == ["job 18", "job 19"]
+
+
+def test_session_that_no_profile_knows(desk, queue, said, tmp_path):
+    """A session whose directory was only named when it was started lives: its job's script tells of it."""
+    held = desk.cell(nodes=1, session_dir=str(tmp_path / "else where"))
+    said["scontrol"] = f"exec python -m hpcmagic.keeper '{held.directory.path}'\n"
+    queue += [f"{held.job.job_id}|RUNNING|0:10", "19|RUNNING|0:01"]  # of this one that directory is not
+    assert [found.what.split(",")[0] for found in orphans()] == ["job 19"]
+
+
+@pytest.mark.parametrize("answer", [(1, "", "job script retrieval failed"), "", LaunchError("it did not answer")])
+def test_script_that_is_not_told(queue, said, answer):
+    """Where SLURM does not tell a job's script, nobody knows whose it is: it is left alone."""
+    queue.append("17|RUNNING|0:10")
+    said["scontrol"] = answer
+    assert orphans() == []
 
 
 def test_job_that_has_just_ended(queue):

@@ -1,24 +1,31 @@
 """The live panel without a page: what is sent, how much may be on its way, what a person does on its way out."""
 
+import base64
 import threading
 import time
 from array import array
 from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from two_lines import two_lines
 
 from hpcmagic.errors import PeerLost, ProfileError, SteerError
 from hpcmagic.notebook import panel as panels
 from hpcmagic.notebook.clicks import Answer, Click, Clicks
+from hpcmagic.notebook.colours import tables
 from hpcmagic.notebook.magics import HpcMagics
 from hpcmagic.notebook.mirror import Curve
 from hpcmagic.notebook.pages import ON_THEIR_WAY, SILENT_S, SLOW_MOST, SLOW_S, Messages, Window
 from hpcmagic.notebook.panel import Panel, page_code, value_from
-from hpcmagic.notebook.snapshot import bundle
+from hpcmagic.notebook.snapshot import BLUE, bundle
 from hpcmagic.notebook.steer_line import HELP, settings
 from hpcmagic.notebook.widgets import can_be_shown
-from hpcmagic.wire.looks import Event, News, Param, Picture, Pulse
+from hpcmagic.ranges import Param
+from hpcmagic.wire.looks import Event, News, Picture, Pulse
 
 SOON_S = 20.0
 PICTURE = Picture("T", 1, 7, (4, 4), 2, 2, 2, -1.0, 1.0, bytes((0, 127, 254, 255)))
@@ -70,6 +77,8 @@ class FakeMirror:
 
 class FakeScreen:
     """A comm and an output."""
+
+    live = True
 
     def __init__(self):
         self.sent, self.shown, self.closed = [], [], False
@@ -392,13 +401,49 @@ def test_no_pillow(mirror, monkeypatch):
     assert "Simulation running" in shown["text/html"]
 
 
-def test_no_anywidget(monkeypatch):
-    """Without anywidget the panel says how to get it."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def rows_of(colour, shown):
+    """In which rows of the picture there are pixels of a colour, one a pixel."""
+    image = Image.open(BytesIO(base64.b64decode(shown["image/png"]))).convert("RGB")
+    return np.nonzero((np.array(image) == list(colour)).all(axis=2))[0]
+
+
+def test_line_of_a_field(mirror):
+    """A field of one dimension is seen in the picture too."""
+    mirror.pictures = {"T": Picture("T", 1, 7, (100,), 1, 1, 100, 0.0, 1.0, bytes([254] * 100))}
+    highest = next(iter(tables().values()))[3 * 254 : 3 * 255]
+    assert np.ptp(rows_of(highest, bundle(mirror, "T", "place"))) >= 20
+
+
+def test_curve_that_blows_up(mirror):
+    """A curve whose ends lie further apart than there are numbers, an unstable simulation's, is drawn in its place."""
+    mirror.curves["u"] = Curve(0, array("q", range(4)), array("d", [1.0, -1e300, -1e308, 1.7e308]))
+    rows = rows_of(bytes.fromhex(BLUE[1:]), bundle(mirror, "T", "place"))
+    assert 135 <= min(rows) < max(rows) <= 210
+
+
+def test_no_anywidget(monkeypatch, mirror):
+    """Without anywidget there is a picture, drawn anew while the simulation goes on, with the field in it."""
+    shown = []
+    monkeypatch.setattr(panels, "ALONE_AGE_S", 0.05)
+    monkeypatch.setattr(panels.widgets, "installed", lambda: False)
+    monkeypatch.setattr(
+        "IPython.display.display", lambda *_, **__: SimpleNamespace(update=lambda one, raw: shown.append(one))
+    )
     assert not can_be_shown()
-    with pytest.raises(ProfileError) as error:
-        panels.show(None)
-    assert "anywidget" in two_lines(error).message
+    session = SimpleNamespace(
+        name="demo",
+        steer=SimpleNamespace(mirror=lambda: mirror),
+        control_path=lambda: SimpleNamespace(name="me@host:1#2"),
+    )
+    panel = panels.show(session)
+    try:
+        mirror.comes(step=8)
+        assert "step 8 " in eventually(lambda: shown)[-1]["text/plain"]
+        mirror.comes(step=9)
+        eventually(lambda: "step 9 " in shown[-1]["text/plain"])
+        assert mirror.wanted[-1][0] == "T"
+    finally:
+        panel.close()
 
 
 def test_page_is_self_contained():

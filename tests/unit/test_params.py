@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from two_lines import two_lines
 
-from hpcmagic.engine.params import Check, Refused, accepted, declared, new_value
+from hpcmagic.engine.params import Check, accepted
 from hpcmagic.engine.patience import Patience
 from hpcmagic.errors import SteerError
+from hpcmagic.ranges import Refused, declared, new_value
 
 
 class Colour(enum.IntEnum):
@@ -98,6 +99,7 @@ def test_taken(default, value, new):
         (1, True, "p takes a whole number, not True"),
         (1, 10**400, "p takes a whole number of at most 1024 bits"),
         (True, 1, "p takes True or False, not 1"),
+        pytest.param(True, 10**5000, "p takes True or False, not such a long int", id="long int"),
         ("a", 1, "p takes a text, not 1"),
         (1.0, "x" * 10_000, "p takes a number, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
     ],
@@ -159,6 +161,9 @@ def test_unknown():
             accepted(name, 1, checks)
     with pytest.raises(Refused, match="none was declared yet"):
         accepted("p", 1, {})
+    for odd in (1, None, ("p",)):
+        with pytest.raises(Refused, match="names, which are texts"):
+            accepted(odd, 1, checks)
 
 
 def test_patience():

@@ -365,6 +365,11 @@ def test_well_formed_values(key, values):
         assert str(getattr(resources, key)) == str(value)
 
 
+def test_python_below_home():
+    """A Python below one's home may be written as a shell would take it: a job's script would look for a folder `~`."""
+    assert resolve({"python": "~/env/bin/python"}, {}).python == f"{Path.home()}/env/bin/python"
+
+
 def test_lists(site):
     """Lists are lists in a file, and names with commas between them in the environment."""
     site('[profiles.cpu]\nenv = ["A", "B"]\nprologue = ["module purge", "export X=1; cd"]\n')

@@ -114,10 +114,12 @@ def test_both_see_it(folder):
 
 def test_not_inherited():
     """A child that a rank or the notebook starts gets nothing of it."""
+    before = descriptors()
     ours = made()
     theirs = Shared.open(ours.name)
-    assert not os.get_inheritable(ours._descriptor)
-    assert not os.get_inheritable(theirs._descriptor)
+    held = descriptors().keys() - before.keys()
+    assert len(held) == 2
+    assert not any(os.get_inheritable(int(number)) for number in held)
     ours.close()
     theirs.close()
 
@@ -208,6 +210,30 @@ def test_full(folder, monkeypatch, error):
 
     monkeypatch.setattr(shared.os, "posix_fallocate", full)
     assert Shared.create() is None
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["flock", "posix_fallocate", "mmap"])
+def test_interrupted(folder, monkeypatch, moment):
+    """Ctrl-C while it is made leaves neither a file nor a descriptor behind."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    where = {"flock": shared.fcntl, "posix_fallocate": shared.os, "mmap": shared.mmap}[moment]
+    monkeypatch.setattr(where, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Shared.create()
+    assert list(folder.iterdir()) == []
+
+
+def test_lock_outlives_its_descriptor(folder):
+    """Whoever holds it holds its lock; let go of without a word, it is removed by the next one."""
+    first = made()
+    remove_forgotten()
+    assert (folder / first.name).exists()
+    del first
+    remove_forgotten()
     assert list(folder.iterdir()) == []
 
 
@@ -506,6 +532,22 @@ def test_wire_where_there_is_no_room(held, monkeypatch):
     assert run_all({0: channel, 1: rank}, parts, nothing) == {}
     assert bytes(into) == b"hello"
     rank.close()
+
+
+def test_interrupted_as_it_is_noted(held):
+    """Ctrl-C once a connection is there leaves none that the rank takes for one with memory, and the notebook not."""
+    session, channels = held()
+
+    class Interrupted(dict):
+        def __setitem__(self, rank, opened):
+            super().__setitem__(rank, opened)
+            raise KeyboardInterrupt
+
+    channels._open = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        channels.to([0], 1)
+    assert session.invited[0][0].shared
+    assert channels.to([0], 1)[0].shared is not None
 
 
 @pytest.mark.parametrize("fails", ["invite", "connect"])

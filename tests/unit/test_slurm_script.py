@@ -16,7 +16,7 @@ from two_lines import two_lines
 from hpcmagic.errors import HpcMagicError, LaunchError, ProfileError
 from hpcmagic.launch import slurm
 from hpcmagic.launch.base import JobSpec
-from hpcmagic.launch.jobqueue import OTHERS, OTHERS_KEYS, site_section
+from hpcmagic.launch.jobqueue import OTHERS, OTHERS_KEYS, site_extras, site_section
 from hpcmagic.launch.slurm import WARN_S, SlurmLauncher
 from hpcmagic.notebook import start
 from hpcmagic.profiles import resolve
@@ -352,6 +352,29 @@ def test_directives_skipped(site, skip, gone):
     site(f"{FULL}    job-directives-skip: ['{skip}']\n")
     assert gone not in options_of(script(nodes=2))
     assert "--licenses" in options_of(script(nodes=2))
+
+
+def test_walltime_that_was_asked_for_is_not_skipped(site):
+    """What somebody asked for, or a budget has cut, ends the job, though the site has its own walltime left out."""
+    site(f"{FULL}    job-directives-skip: ['-t']\n")
+    assert options_of(script(time="7"))["--time"] == "7"
+    site(FULL)
+    assert script(time="7").count("-t ") + script(time="7").count("--time=") == 1
+
+
+def test_skipped_memory_is_not_asked_for(site):
+    """Memory that the site's file names but has left out is no part of what is asked for, and told."""
+    site("jobqueue:\n  slurm:\n    memory: 160GB\n    job-directives-skip: ['--mem']\n")
+    assert SlurmLauncher().completed(resolve({"launcher": "slurm"})).mem == ""
+    site("jobqueue:\n  slurm:\n    memory: 160GB\n")
+    assert SlurmLauncher().completed(resolve({"launcher": "slurm"})).mem == "152587M"
+
+
+def test_site_directives_that_cost(site):
+    """What the site's own directives ask for is told to who computes the price, unless the request decides it."""
+    site("jobqueue:\n  slurm:\n    job-extra-directives: ['--gres=gpu:4', '--exclusive', '-n 16']\n")
+    assert site_extras(resolve({"launcher": "slurm"})) == {"--gres": "gpu:4", "--exclusive": ""}
+    assert site_extras(resolve({"launcher": "slurm", "gpus_per_node": 1})) == {"--exclusive": ""}
 
 
 def test_empty_directives_skipped(site):

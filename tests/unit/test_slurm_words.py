@@ -8,9 +8,11 @@ from two_lines import two_lines
 
 from hpcmagic.errors import LaunchError
 from hpcmagic.launch import slurm
+from hpcmagic.launch.base import JobSpec
 from hpcmagic.launch.slurm import SlurmLauncher, _from_squeue, answers, default_time, seconds
 from hpcmagic.launch.slurm_words import MEANINGS, refusal
 from hpcmagic.profiles import Resources, resolve
+from hpcmagic.rendezvous import SessionDirectory
 
 # ---- how a job stands
 
@@ -35,6 +37,15 @@ from hpcmagic.profiles import Resources, resolve
         ("FAILED|NonZeroExitCode|x|0:01|1:00|n1|x", "ended", "", {}),
         ("NODE_FAIL|None|x|0:01|1:00||x", "ended", "", {}),
         ("PREEMPTED|None|x|0:01|1:00||x", "ended", "", {}),
+        ("BOOT_FAIL|None|x|0:00|1:00||x", "ended", "", {}),
+        ("DEADLINE|None|x|0:01|1:00||x", "ended", "", {}),
+        ("OUT_OF_MEMORY|None|x|0:01|1:00||x", "ended", "", {}),
+        ("REVOKED|None|x|0:01|1:00||x", "ended", "", {}),
+        ("RESIZING|None|x|0:01|1:00|n1|x", "running", "", {"elapsed_s": 1}),
+        ("SUSPENDED|None|x|5:03|54:57|n1|x", "pending", "SUSPENDED", {"elapsed_s": 303, "left_s": 54 * 60 + 57}),
+        ("REQUEUE_HOLD|None|N/A|0:00|1:00||x", "pending", "", {}),
+        ("RESV_DEL_HOLD|None|N/A|0:00|1:00||x", "pending", "", {}),
+        ("SPECIAL_EXIT|None|N/A|0:00|1:00||x", "pending", "", {}),
     ],
 )  # fmt: skip
 def test_squeue(line, phase, reason, rest):
@@ -42,6 +53,32 @@ def test_squeue(line, phase, reason, rest):
     state = _from_squeue(line)
     assert (state.phase, state.reason, state.word) == (phase, reason, line.partition("|")[0])
     assert {name: getattr(state, name) for name in rest} == rest
+
+
+def test_squeue_that_says_more(said):
+    """A site's squeue, or sacct, may put a word before or behind what it was asked: that is no state."""
+    said["squeue"] = "Cached 10 s ago.\nRUNNING|None|x|5:03|54:57|n1|x\n\nSee our pages.\n"
+    assert SlurmLauncher().state("7").elapsed_s == 303
+    said["squeue"] = "Cached 10 s ago.\n"
+    said["sacct"] = "Welcome.\nCOMPLETED|0:0|61|n1\n"
+    assert SlurmLauncher().state("7").word == "COMPLETED"
+
+
+def test_sbatch_that_gives_up(said, tmp_path):
+    """Where sbatch got no answer the job may be in the queue all the same: how to find and end it is said."""
+    spec = JobSpec(
+        "a", SessionDirectory.create(tmp_path / "sessions" / "a"), resolve({"launcher": "slurm", "time": "5"})
+    )
+    slow = LaunchError("SLURM's sbatch did not answer within 30 s.", "Try again in a minute.")
+    slow.__cause__ = subprocess.TimeoutExpired("sbatch", 30)
+    for answer in (
+        slow,
+        (1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"),
+    ):
+        said["sbatch"] = answer
+        with pytest.raises(LaunchError) as caught:
+            SlurmLauncher().submit(spec)
+        assert "`%hpc stop --orphans`" in two_lines(caught).mend
 
 
 @pytest.mark.parametrize("reason", MEANINGS)

@@ -23,7 +23,7 @@ from hpcmagic.notebook.found import find, sessions, stop_found
 from hpcmagic.notebook.idle import busy_s, covered_s
 from hpcmagic.notebook.verbs import HPC, VERBS, table
 from hpcmagic.profiles import resolve, user_file
-from hpcmagic.rendezvous import KeeperState
+from hpcmagic.rendezvous import KeeperState, Limits
 from hpcmagic.testing import FakeClock
 from hpcmagic.wire.history import append_record, cell_path
 
@@ -97,6 +97,14 @@ def test_words_before(desk, says, asked, words):
     assert words in line
 
 
+def test_much_memory(desk, says):
+    """Memory of many nodes is told in a number that people read."""
+    says["scontrol -o show partition"] += " DefMemPerNode=524288"
+    says["scontrol show config"] += "\nSelectTypeParameters = CR_CPU_MEMORY"
+    resources = resolve({"launcher": "slurm", "nodes": 4, "time": "5"})
+    assert "4 nodes (4 CPUs, 2,048G)" in buying.quoted_line(resources)
+
+
 def test_lacking(desk, says):
     """What the price is without is told."""
     del says["sacctmgr -n -P show qos"]
@@ -163,6 +171,25 @@ def test_no(desk, says, monkeypatch, answer):
     two_lines(error)
     assert not desk.launcher.jobs
     assert not desk.directory().exists()
+
+
+def test_end_of_input_is_no(desk, says, monkeypatch):
+    """Ctrl-D at the question buys nothing, and is no error of ours."""
+    profile("confirm_above = 100")
+    answering(monkeypatch, "")
+    monkeypatch.setattr("builtins.input", lambda _words: (_ for _ in ()).throw(EOFError))
+    with pytest.raises(ProfileError, match="you said no"):
+        desk.cell(nodes=4, time="60")
+    assert not desk.launcher.jobs
+
+
+def test_unknown_factor_is_asked(desk, says, monkeypatch):
+    """Without the QOS's factor, which may be any, the ceiling is not known: it is asked about."""
+    profile("confirm_above = 1000000")
+    del says["sacctmgr -n -P show qos"]
+    asked = answering(monkeypatch, "y")
+    desk.cell(nodes=1, time="5")
+    assert asked[0].startswith("What this costs at most is not known")
 
 
 def test_nobody_to_ask(desk, says, monkeypatch):
@@ -270,6 +297,15 @@ def test_status_pending(desk, says):
     assert status.cost == Cost(0.0, 120.0, 120.0, "billing-minutes")
 
 
+def test_status_suspended(desk, says):
+    """A job that SLURM has suspended has cost what it has: that is not forgotten, nor left out of the ceiling."""
+    running(desk, says)
+    desk.launcher.jobs["1"] = JobState("pending", "SUSPENDED", elapsed_s=600.0, left_s=3000.0)
+    says["scontrol -o show job 1"] = RUNNING.replace("RUNNING", "SUSPENDED")
+    (status,) = sessions()
+    assert (status.state, status.cost.spent, status.cost.ceiling) == ("pending", 60.0, 360.0)
+
+
 def test_status_unknown(desk):
     """Where SLURM tells nothing there is no cost."""
     desk.cell(nodes=2, time="60")
@@ -330,10 +366,16 @@ def test_prices_as_when_bought(desk, says, monkeypatch):
 def held_session(desk, says, **asked):
     """A session as the line below a cell sees it."""
     held = running(desk, says, **asked)
-    return SimpleNamespace(
-        directory=held.directory, request=held.request, job=held.job, node_seconds=1200.0, chosen=lambda _ranks: (0, 1),
-        elapsed_s=lambda: 600.0, left_s=lambda: 3000.0,
+    return Held(
+        name="demo", ended="", control=None, directory=held.directory, request=held.request, job=held.job,
+        node_seconds=1200.0, chosen=lambda _ranks: (0, 1), elapsed_s=lambda: 600.0, left_s=lambda: 3000.0,
     )  # fmt: skip
+
+
+class Held(SimpleNamespace):
+    """What is asked of a session."""
+
+    __hash__ = object.__hash__
 
 
 def test_line_below_a_cell(desk, says):
@@ -564,6 +606,32 @@ def test_factor_that_changes(desk, says, monkeypatch):
     assert spending.quote_of(held.directory, held.request) == after
     assert spending.followed(held.directory, after, 400.0) == after
     assert after.cost(600.0).spent == pytest.approx(1.5 * before.cost(600.0).spent)
+
+
+def test_budget_without_a_meter(desk, says, monkeypatch):
+    """Without a meter, too, the keeper is told how long the job may run: by what it got, and anew by each factor."""
+    hpcmagic.budget(1000, "demo")
+    held = held_session(desk, says)
+    assert "360 an hour" in spending.in_line(held)  # it has got three times what it asked for
+    first = held.directory.read_record(held.directory.limits, Limits)
+    assert first.run_s == pytest.approx(1000 / 6 * 60 - 10)
+    says["sacctmgr -n -P show qos"] = "normal|2.000000"
+    forget(monkeypatch)
+    spending.in_line(held)
+    assert held.directory.read_record(held.directory.limits, Limits).run_s == pytest.approx(600 + 940 / 12 * 60 - 10)
+
+
+def test_factor_told_later(desk, says, monkeypatch):
+    """A factor that SLURM did not tell when the job was bought is taken as soon as it does, from the job's begin on."""
+    told = says.pop("sacctmgr -n -P show qos")
+    held = running(desk, says, qos="half")
+    assert spending.quote_of(held.directory, held.request).lacks
+    says["sacctmgr -n -P show qos"] = told
+    forget(monkeypatch)
+    (status,) = sessions()
+    assert status.cost.spent == 30.0
+    quote = spending.quote_of(held.directory, held.request)
+    assert (quote.usage_factor, quote.lacks, quote.changes) == (0.5, (), ())
 
 
 def test_factor_not_told(desk, says, monkeypatch):

@@ -82,6 +82,54 @@ def test_one_loop(make):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        (("time step", 1), "A parameter is called 'time step'."),
+        (("dt", None), "The parameter 'dt' holds a NoneType."),
+        (("dt", 1, {"min": "a"}), "The parameter 'dt' has the range 'a' to None."),
+        (
+            ("dt", 2, {"max": 1}),
+            "The default of a parameter is outside its range: dt = 2 is above its greatest value, 1.",
+        ),
+    ],
+)
+def test_not_declared(make, declaration, said):
+    """A parameter that a session would refuse is refused outside of it too, when it is declared."""
+    name, default, *bounds = declaration
+    live = make()
+    with pytest.raises(SteerError) as caught:
+        live.param(name, default, **dict(*bounds))
+    assert two_lines(caught).message == said
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan"), "1", None])
+def test_no_share(share):
+    """A part of the time that is none is refused, before anybody divides by it."""
+    with pytest.raises(SteerError) as caught:
+        steer.live(share=share)
+    two_lines(caught)
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"), [(7, 7), (range(500, 1000), 1000), (range(9, 0, -1), 10), (0, 0), (iter([1]), 0)]
+)
+def test_how_many_steps(steps, count):
+    """The number of steps in all is that of the last, also of a run that goes on from a checkpoint."""
+    live = in_session()
+    list(live.steps(steps))
+    assert live._run.steps == count
+
+
+@pytest.mark.parametrize("name", [3, None, ("a", 1)])
+def test_field_of_odd_name(name):
+    """A field has a text as its name, or those who watch could not be told of it."""
+    live = in_session()
+    live.field(name, np.ones(3))
+    assert list(live._run.fields) == [str(name)]
+
+
+@BOTH
 @pytest.mark.parametrize("steps", [[0.5], ["a"], [None]])
 def test_odd_steps(make, steps):
     """Steps that are no whole numbers are refused where they are told to others."""
@@ -98,7 +146,7 @@ def test_odd_steps(make, steps):
 def test_replay(make, log, tmp_path, monkeypatch):
     """A log's changes are made again at their steps, by the next simulation only; a stop ends it."""
     monkeypatch.chdir(tmp_path)
-    file = log(line(2), line(3, new=5.0), line(3, "n", 7), line(5, "", None, "stop"))
+    file = log(line(2), line(3, new=5.0), " ", line(3, "n", 7), line(5, "", None, "stop"), "")
     steer.replay(file)
     assert values(make(), 100) == [(0, 1.0, 3), (1, 1.0, 3), (2, 2.0, 3), (3, 5.0, 7), (4, 5.0, 7)]
     assert values(make(), 2) == [(0, 1.0, 3), (1, 1.0, 3)]
@@ -173,7 +221,21 @@ def test_log_of_other_types(make, log, default, new, said):
         with pytest.raises(SteerError, match=said):
             live.param("p", default)
     else:
-        assert [live.param("p", default) for _ in live.steps(1)] == [new]
+        (taken,) = [live.param("p", default) for _ in live.steps(1)]
+        assert (type(taken), taken) == (type(getattr(default, "item", lambda: default)()), new)
+
+
+def test_log_of_another_simulation(log):
+    """A log that sets what is no parameter is told of, in a session and outside; what was not come to is not."""
+    lines = [line(1), line(2, "dtt"), line(90, "later")]
+    steer.replay(log(*lines))
+    with pytest.warns(UserWarning, match=r"the steering log sets dtt, which is no parameter .*, line 2\)") as told:
+        values(steer.live())
+    assert len(told) == 1
+    steer.replay(log(*lines))
+    live = in_session()
+    values(live)
+    assert [text.partition(",")[0] for text in live._run.warnings] == ["the steering log sets dtt"]
 
 
 def test_damaged_line_named(log):

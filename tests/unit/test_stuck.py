@@ -126,6 +126,7 @@ def test_dumped(session, line, call):
     cell, _ = where_they_stand(session)
     told = dumped_stand(cell, 1, STACK.format(line=line))
     assert (told.where, told.call, told.source) == (f"cell 3, line {line}", call, stuck.IN_C_CODE)
+    assert dumped_stand(cell, 1, STACK.format(line=line).replace("cell 3", "cell 3#2")).where == told.where
     assert dumped_stand(cell, 1, "") == Stand(1)
 
 

@@ -1,5 +1,6 @@
 """The verbs of `%hpc`: what is shown of sessions, and what is refused."""
 
+import os
 import re
 from types import SimpleNamespace
 
@@ -164,7 +165,7 @@ def test_help(magics, capsys, word):
     assert set(re.findall(r"^%hpc ([a-z]+)", said, re.MULTILINE)) == set(VERBS) - {""}
 
 
-@pytest.mark.parametrize("verb", ["restart", "cells", "why", "profiles"])
+@pytest.mark.parametrize("verb", ["status", "restart", "cells", "why", "profiles"])
 def test_verb_that_takes_nothing(magics, there, verb):
     """What stands behind a verb that takes nothing is refused, and not ignored."""
     with pytest.raises(ProfileError) as error:
@@ -185,6 +186,28 @@ def test_no_such_session(magics, laptop, line):
     with pytest.raises(ProfileError) as error:
         magics.hpc(line)
     assert "demo" in two_lines(error).message
+
+
+@pytest.mark.parametrize("path", ["../mine", "{home}/mine", "ended", "."])
+def test_stop_takes_no_path(magics, laptop, path):
+    """A folder of the user's that is no session's stays where it is, whatever is typed."""
+    laptop.cell("demo")
+    home = laptop.directory().parent.parent
+    home.chmod(0o700)
+    for folder in (home / "mine", laptop.directory("ended")):
+        folder.mkdir(0o700)
+        os.utime(folder, (0, 0))
+    with pytest.raises(ProfileError, match="There is no session"):
+        magics.hpc(f"stop {path.format(home=home)}")
+    assert (home / "mine").is_dir()
+    assert sorted(path.name for path in laptop.directory().parent.iterdir()) == ["demo", "ended"]
+
+
+def test_cancel_by_a_number_of_another_script(magics, monkeypatch):
+    """What looks like a number and is none is no cell."""
+    monkeypatch.setattr(verbs, "here", lambda _: SimpleNamespace(cells=[]))
+    with pytest.raises(ProfileError, match="There is no cell '²'"):
+        magics.hpc("cancel ²")
 
 
 @pytest.mark.parametrize("line", ["cells", "restart", "cancel", "cancel 3"])
