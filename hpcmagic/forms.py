@@ -37,6 +37,26 @@ def _count(least: int) -> Callable[[str, Any, str], int]:
     return check
 
 
+def _gpus(key: str, value: Any, origin: str) -> int | str:
+    """Read how many, or SLURM's `type:number`."""
+    if re.fullmatch(TYPED_GPUS, str(value).strip()):
+        return str(value).strip()
+    try:
+        return _count(0)(key, value, origin)
+    except ProfileError:
+        raise _malformed(key, value, origin, "a number, or a type and a number as in `a100:2`") from None
+
+
+def gpus_of(value: int | str) -> tuple[str, int]:
+    """Give the type of GPUs, empty for any, and their number.
+
+    >>> gpus_of("a100:2"), gpus_of(4)
+    (('a100', 2), ('', 4))
+    """
+    kind, _, number = str(value).rpartition(":")
+    return kind, int(number)
+
+
 def _number(form: str) -> Callable[[str, Any, str], float]:
     def check(key: str, value: Any, origin: str) -> float:
         digits = re.fullmatch(r"[0-9]{0,12}\.?[0-9]{1,9}", str(value).strip())
@@ -127,6 +147,7 @@ def canonical(name: str, value: Any) -> Any:
     return value
 
 
+TYPED_GPUS = r"[A-Za-z_][\w.-]{0,63}:[0-9]{1,9}"
 SPAN = r"(?![0:-]+$)(\d+|\d+:[0-5]\d|\d+:[0-5]\d:[0-5]\d|\d+-\d+(:[0-5]\d){0,2})|(?i:infinite|unlimited)"
 _walltime = _matching(SPAN, "minutes, H:MM:SS or D-HH:MM:SS, e.g. `--time 1:30:00`")
 _span = _matching(SPAN, "minutes, H:MM:SS or `off`")
@@ -142,7 +163,7 @@ CHECKS: dict[str, Callable[[str, Any, str], Any]] = {
     "ntasks_per_node": _count(1),
     "cpus_per_task": _count(1),
     "mem": _matching(r"\d+(?i:[KMGT]B?)?", "a size, e.g. `--mem 16G`"),
-    "gpus_per_node": _count(0),
+    "gpus_per_node": _gpus,
     "time": _walltime,
     "partition": _name,
     "account": _name,

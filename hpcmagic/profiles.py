@@ -99,7 +99,7 @@ class Resources:
     ntasks_per_node: int = 1
     cpus_per_task: int = 1
     mem: str = ""
-    gpus_per_node: int = 0
+    gpus_per_node: int | str = 0
     time: str = ""
     partition: str = ""
     account: str = ""

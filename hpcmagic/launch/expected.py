@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from hpcmagic.cost import tres_of
+from hpcmagic.forms import gpus_of
 from hpcmagic.profiles import Resources, canonical
 
 
@@ -45,7 +46,10 @@ def asked_tres(
     if most and resources.mem and mem > most * cpus:
         cpus = float(math.ceil(mem / most / threads) * threads)
     gres = _gres(extras, resources)
-    gpus = max(float(resources.gpus_per_node), gres.pop("gres/gpu", 0.0), whole.get("gres/gpu", 0.0) * exclusive)
+    kind, asked = gpus_of(resources.gpus_per_node)
+    if kind:
+        gres[f"gres/gpu:{kind}".lower()] = float(asked)
+    gpus = max(float(asked), gres.pop("gres/gpu", 0.0), whole.get("gres/gpu", 0.0) * exclusive)
     a_node = {"cpu": cpus, "mem": mem, "node": 1.0, "gres/gpu": gpus, **gres}
     return {name: count * resources.nodes for name, count in a_node.items() if count}
 

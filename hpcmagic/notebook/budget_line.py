@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hpcmagic.cost import amount
 from hpcmagic.notebook import frontend
-from hpcmagic.notebook.budget import checked
-from hpcmagic.notebook.found import find_anywhere
+from hpcmagic.notebook.budget import checked, known, remember
+from hpcmagic.notebook.found import find_anywhere, find_ended
 from hpcmagic.notebook.lifespan import in_words, own_name, set_budget, set_month, waits
 from hpcmagic.notebook.options import HelpAsked, OptionParser
 from hpcmagic.notebook.verbs import here
@@ -61,3 +64,30 @@ def budget(magics: HpcMagics, line: str) -> None:
     queued = found if there and waits(found) else None
     session = here(magics, name) if lives or (there and queued is None) else None
     print(in_words(name, session) if options.limit is None else set_budget(name, limit, session, queued))
+
+
+@contextmanager
+def taken_along(magics: HpcMagics, name: str) -> Iterator[None]:
+    """Let a budget that was set before the notebook's first session bind the one that begins in here by another name.
+
+    If the notebook has had a session, its budget is that one's, and the new one has none: that is said.
+    """
+    own = magics.session_name or frontend.session_name()[0]
+    budgets = known()
+    mine = None if own == name or name in budgets else budgets.get(own)
+    if mine is None or find_anywhere(name) is not None:
+        yield
+        return
+    if mine.spent or own in magics.held or find_anywhere(own) is not None or find_ended(own) is not None:
+        print(f"Session {name} has no budget: the {amount(mine.limit)} allowed are session {own}'s.")
+        yield
+        return
+    print(f"The budget of {amount(mine.limit)} that was set for this notebook binds session {name}.")
+    remember(name, mine)
+    try:
+        yield
+    except BaseException:
+        if find_anywhere(name) is None:  # nothing was begun
+            remember(name, None)
+        raise
+    remember(own, None)

@@ -8,6 +8,7 @@ if not all come together soon, those that have come are let go, and all are aske
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -15,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from hpcmagic.notebook import output
 from hpcmagic.notebook.progress import Progress, nbytes_in_words
 from hpcmagic.wire import shared
 from hpcmagic.wire.bulk import Channel, Invitation, connect
-from hpcmagic.wire.messages import Reply
+from hpcmagic.wire.messages import Forget, Reply
 from hpcmagic.wire.moving import Moving, goes_through, run_all
 from hpcmagic.wire.pending import Pending
 from hpcmagic.wire.shared import Shared
@@ -85,6 +86,18 @@ class Channels:
     def next_transfer(self) -> int:
         """Give a transfer's number; no two of a session's have the same."""
         return next(self._transfers)
+
+    @contextlib.contextmanager
+    def kept(self, transfer: int, ranks: Sequence[int], *, whole: bool = False) -> Iterator[None]:
+        """Have ranks let go of what they keep for a transfer if it fails; and of what is `whole` in any case."""
+        fetched = False
+        try:
+            yield
+            fetched = not whole
+        finally:
+            if not fetched:
+                with contextlib.suppress(HpcMagicError):  # of ranks that are gone nothing is left
+                    self.session.send_to(dict.fromkeys(ranks, Forget(transfer)))
 
     def close(self, ranks: Sequence[int] | None = None) -> None:
         """Close the channels to these ranks, or all."""

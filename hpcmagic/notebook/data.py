@@ -28,7 +28,6 @@ from hpcmagic.wire.bulk import TO_ALL, Channel, Invitation, Kind, bound_to
 from hpcmagic.wire.crypto import Sealer, make_frame_key
 from hpcmagic.wire.messages import (
     Cut,
-    Forget,
     Give,
     Link,
     Offer,
@@ -108,7 +107,7 @@ class Data:
                 files.setdefault(value, []).append(name)
         for file, names in files.items():
             transfer = self.channels.next_transfer()
-            with self._kept(transfer, range(self.session.size)):
+            with self.channels.kept(transfer, range(self.session.size)):
                 scatter_file(self.session, names, file, axis, transfer)
         values = {name: value for name, value in values.items() if not isinstance(value, File)}
         if not values:
@@ -265,21 +264,9 @@ class Data:
     ) -> Iterator[tuple[int, dict[int, dict[str, Offered]]]]:
         """Ask ranks what names are bound to; what is not fetched in here they let go of."""
         transfer = self.channels.next_transfer()
-        with self._kept(transfer, ranks, whole=whole):
+        with self.channels.kept(transfer, ranks, whole=whole):
             replies = self.session.ask(dict.fromkeys(ranks, Offer(transfer, tuple(names), whole)))
             yield transfer, {reply.rank: reply.offered for reply in replies}
-
-    @contextlib.contextmanager
-    def _kept(self, transfer: int, ranks: Sequence[int], *, whole: bool = False) -> Iterator[None]:
-        """Have ranks let go of what they keep for a transfer if it fails; and of what is `whole` in any case."""
-        fetched = False
-        try:
-            yield
-            fetched = not whole
-        finally:
-            if not fetched:
-                with contextlib.suppress(HpcMagicError):  # of ranks that are gone nothing is left
-                    self.session.send_to(dict.fromkeys(ranks, Forget(transfer)))
 
     def _receive(
         self,

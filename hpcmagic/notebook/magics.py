@@ -263,7 +263,8 @@ class HpcMagics(Magics):
     def _started(self, name: str, options: argparse.Namespace, resources: dict[str, Any]) -> Session:
         """Start or pick up a session; one that the user stopped waiting for stays this notebook's."""
         try:
-            session = start.start(session=name, keep=options.keep, unasked=False, yes=options.yes, **resources)
+            with budget_line.taken_along(self, name):
+                session = start.start(session=name, keep=options.keep, unasked=False, yes=options.yes, **resources)
         except HpcMagicError as error:
             if isinstance(error, BudgetSpent) or find_anywhere(name) is not None:
                 self.session_name = name

@@ -133,7 +133,7 @@ def add_resources(parser: OptionParser) -> None:
         (("--ntasks-per-node",), "T", "ranks a node"),
         (("-c", "--cpus-per-task"), "C", "CPUs a rank"),
         (("--mem",), "16G", "memory a node"),
-        (("--gpus-per-node",), "G", "GPUs a node"),
+        (("--gpus-per-node",), "G", "GPUs a node, of a type as in a100:2"),
         (("-t", "--time"), "1:00:00", "walltime"),
         (("-p", "--partition"), "P", "partition"),
         (("-A", "--account"), "A", "account that pays"),

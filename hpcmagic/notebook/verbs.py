@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hpcmagic.errors import ProfileError
+from hpcmagic.errors import LaunchError, ProfileError
 from hpcmagic.notebook import frontend, meter, outgrown, output, start
 from hpcmagic.notebook.bill import bill
 from hpcmagic.notebook.causes import tail, whole_story
 from hpcmagic.notebook.doctor import examine
 from hpcmagic.notebook.found import ended_names, find_anywhere, find_ended, no_session, sessions, stop_found
 from hpcmagic.notebook.handles import Cell
+from hpcmagic.notebook.lifespan import extend_queued, waits
 from hpcmagic.notebook.options import HelpAsked, OptionParser, add_resources, chosen_resources
 from hpcmagic.notebook.orphans import orphans
 from hpcmagic.notebook.perrank import choose_ranks
@@ -191,19 +192,36 @@ def look_around(magics: HpcMagics, rest: str) -> None:
         raise ProfileError(f"%hpc doctor does not take {extra!r}.", "`%hpc doctor -h` shows the options.")
     resources = chosen_resources(options)
     if resources:
-        with start.start(f"doctor-{secrets.token_hex(2)}", yes=options.yes, **resources) as session:
-            print(examine(session))
+        _examine_bought(f"doctor-{secrets.token_hex(2)}", yes=options.yes, **resources)
         return
     name = options.session or magics.session_name or frontend.session_name()[0]
     there = name in magics.held or find_anywhere(name) is not None
     print(examine(here(magics, name) if there else None))
 
 
+def _examine_bought(name: str, *, yes: bool, **resources: Any) -> None:
+    """Examine a session that is bought for it; whatever happens meanwhile, it ends."""
+    try:
+        session = start.start(name, yes=yes, **resources)
+    except LaunchError as error:
+        found = find_anywhere(name)
+        if found is None:
+            raise
+        stop_found(found)
+        raise LaunchError(
+            f"The session to be examined did not begin: {error.message}", "Its job is cancelled. Try again."
+        ) from error
+    with session:
+        print(examine(session))
+
+
 def extend(magics: HpcMagics, rest: str) -> None:
     """Ask SLURM for more time."""
     if not rest:
         raise ProfileError("%hpc extend needs a time.", "Write how much more, e.g. `%hpc extend 0:30:00`.")
-    print(here(magics).extend(rest))
+    found = find_anywhere(_name(magics, ""))
+    queued = found is not None and not found.half and not found.ended() and waits(found)
+    print(extend_queued(found, rest) if found is not None and queued else here(magics).extend(rest))
 
 
 def show_profiles(_magics: HpcMagics, rest: str) -> None:

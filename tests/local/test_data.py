@@ -633,12 +633,15 @@ def freed(session, name):
 
 @TWO_PATHS
 def test_ranks_let_go(ranks, tmp_path):
-    """What was written to a file, and what could not be joined, is not held on to by the ranks."""
-    x = np.ones(32 << 20, "u1")
+    """What was written to a file, and what could not be joined, is not held on to by the ranks.
+
+    A rank's part is larger than what the C library ever keeps for the next one (32 MB: mallopt(3), M_MMAP_THRESHOLD).
+    """
+    x = np.ones(136 << 20, "u1")
     ranks.scatter(x=x)
     ranks.gather("x", to=str(tmp_path / "x.npy"))
     assert freed(ranks, "x") > 6 << 20
-    ranks.run("import numpy\nx = numpy.ones((1000, 1000 + rank))")
+    ranks.run("import numpy\nx = numpy.ones((4500, 1000 + rank))")
     with pytest.raises(hpcmagic.DataError, match="cannot be joined"):
         ranks.gather("x")
     assert freed(ranks, "x") > 6 << 20

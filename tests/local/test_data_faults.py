@@ -488,7 +488,8 @@ def test_interrupted_while_ranks_write(session, tmp_path):
     session.run(
         "import numpy, time\nx = numpy.ones(9)\nfrom hpcmagic.engine import transfers\nreal = transfers.write_rows"
     )
-    session.run("def slow(*args, **kwargs):\n    time.sleep(30)\n    real(*args, **kwargs)\ntransfers.write_rows = slow", ranks=[1])
+    slow = "def slow(*args, **kwargs):\n    time.sleep(30)\n    real(*args, **kwargs)\ntransfers.write_rows = slow"
+    session.run(slow, ranks=[1])
     timer = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     timer.start()
     with soon(5), pytest.raises(hpcmagic.CellError, match="Stopped") as error:

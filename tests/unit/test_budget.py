@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,10 @@ from hpcmagic.cost import Quote
 from hpcmagic.errors import BudgetSpent, LaunchError, ProfileError
 from hpcmagic.launch import charges
 from hpcmagic.launch.base import AT_ITS_PACE
-from hpcmagic.notebook import budget
+from hpcmagic.notebook import budget, budget_line
 from hpcmagic.notebook import past as past_costs
 from hpcmagic.notebook.budget import Budget, Left
+from hpcmagic.notebook.magics import HpcMagics
 from hpcmagic.profiles import resolve, user_file
 from hpcmagic.rendezvous import JobRecord, KeeperState, Limits, Request, SessionDirectory
 
@@ -479,3 +481,49 @@ def test_limits_file(tmp_path):
     directory.write_record(directory.limits, Limits(3.5, 2.0, "20 units"))
     assert json.loads(directory.limits.read_text()) == {"run_s": 3.5, "warn_s": 2.0, "budget": "20 units"}
     assert directory.read_record(directory.limits, Limits) == Limits(3.5, 2.0, "20 units")
+
+
+# ---- a notebook whose session gets a name of its own
+
+
+@pytest.fixture
+def told(notebook):
+    """The magics of a notebook that has had no session, and a budget of 20 set in it."""
+    magics = HpcMagics(None)
+    magics.shell = SimpleNamespace(var_expand=lambda line: line)
+    magics.budget("20")
+    return magics
+
+
+def test_budget_goes_with_the_name(desk, says, told, capsys):
+    """A budget that was set before `--session NAME` began the notebook's session binds that one."""
+    with budget_line.taken_along(told, "seen"):
+        held = desk.cell("seen", nodes=1, time="60")
+    assert "The budget of 20 that was set for this notebook binds session seen." in capsys.readouterr().out
+    assert [(name, one.limit) for name, one in budget.known().items()] == [("seen", 20.0)]
+    assert held.directory.read_record(held.directory.limits, Limits).run_s == pytest.approx(20 * 60 - 10)
+
+
+def test_budget_stays_where_nothing_began(desk, told):
+    """It stays with the notebook where the session of another name did not begin, or has a budget of its own."""
+    own = list(budget.known())
+    with pytest.raises(LaunchError), budget_line.taken_along(told, "seen"):
+        raise LaunchError("refused", "")
+    assert list(budget.known()) == own
+    hpcmagic.budget(5, "seen")
+    with budget_line.taken_along(told, "seen"):
+        pass
+    assert budget.known()["seen"].limit == 5.0
+    assert budget.known()[own[0]].limit == 20.0
+
+
+def test_budget_of_another_session(desk, says, told, capsys):
+    """A budget of a session that the notebook has had is that one's: the new one's lack is said."""
+    (own,) = budget.known()
+    told.session_name = own
+    desk.cell(own, nodes=1, time="5")
+    capsys.readouterr()
+    with budget_line.taken_along(told, "seen"):
+        pass
+    assert capsys.readouterr().out == f"Session seen has no budget: the 20 allowed are session {own}'s.\n"
+    assert list(budget.known()) == [own]

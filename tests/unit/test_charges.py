@@ -179,6 +179,8 @@ BY_CORE = {"SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CORE_ME
      {"cpu": 64, "mem": 4096, "node": 2, "gres/gpu": 8}),
     ({"mem": "2G"}, {}, {"SelectType": "select/linear"}, 1, {"cpu": 32, "mem": 2048, "node": 1, "gres/gpu": 4}),
     ({"gpus_per_node": 2, "nodes": 2}, {}, {}, 1, {"cpu": 2, "mem": 2000, "node": 2, "gres/gpu": 4}),
+    ({"gpus_per_node": "A100:2", "nodes": 2}, {}, {}, 1,
+     {"cpu": 2, "mem": 2000, "node": 2, "gres/gpu": 4, "gres/gpu:a100": 4}),
 ])  # fmt: skip
 def test_asked_tres(asked, partition, config, threads, tres):
     """SLURM gives whole cores, whole nodes where none is shared, and memory by its defaults."""

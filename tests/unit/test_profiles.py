@@ -346,7 +346,7 @@ def test_no_second_line(key, poison):
     ("key", "values"),
     [
         ("nodes", ["1", 4, "10000"]),
-        ("gpus_per_node", [0, "0", 8]),
+        ("gpus_per_node", [0, "0", 8, "a100:2"]),
         ("mem", ["16G", "16g", 2000, "2000", "100M", "1T", "512K", "0"]),
         ("time", ["30", 30, "1:30", "1:00:00", "100:00:00", "1-0", "2-12:30", "1-00:00:00", "infinite", "UNLIMITED"]),
         ("partition", ["debug", "cpu_p1", "a,b", "gpu@v100", "x.y", "7", 7]),

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from two_lines import two_lines
 
-from hpcmagic.errors import ProfileError
-from hpcmagic.notebook import verbs
+from hpcmagic.errors import LaunchError, ProfileError
+from hpcmagic.launch.base import JobState
+from hpcmagic.notebook import start, verbs
 from hpcmagic.notebook.magics import HpcMagics
 from hpcmagic.notebook.orphans import Orphan
 from hpcmagic.notebook.status import Status
@@ -233,3 +234,29 @@ def test_log_of_a_rank_that_is_not_there(magics, rank):
         magics.hpc(f"log {rank}")
     assert f"There is no rank {rank}: the session has 4 ranks." in two_lines(error).message
     assert "0-3" in error.value.mend
+
+
+def test_doctor_that_gets_no_nodes(desk, magics, monkeypatch):
+    """Where the session that doctor buys does not begin, for Ctrl-C in the queue say, its job does not stay there."""
+
+    def stopped(*_, **__):
+        raise LaunchError("Stopped waiting; job 1 stays in the queue.", "")
+
+    monkeypatch.setattr(start, "wait_until_ready", stopped)
+    magics.parsed = lambda parser, line: (parser.parse(line.split()), "")
+    with pytest.raises(LaunchError, match="did not begin: Stopped waiting") as error:
+        verbs.look_around(magics, "--nodes 2 --yes")
+    two_lines(error)
+    assert desk.alive == []
+    assert desk.launcher.jobs
+
+
+def test_extend_a_job_that_waits(desk, magics, monkeypatch):
+    """More time for a job in the queue does not wait until it runs."""
+    desk.cell(nodes=1, time="60")
+    desk.launcher.jobs["1"] = JobState("pending", "PENDING", "Resources", "the nodes are busy")
+    magics.session_name = "demo"
+    asked = []
+    monkeypatch.setattr(verbs, "extend_queued", lambda found, time: asked.append((found.request.session, time)))
+    verbs.extend(magics, "0:30:00")
+    assert asked == [("demo", "0:30:00")]
