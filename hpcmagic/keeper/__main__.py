@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from hpcmagic.descendants import adopt_orphans, end_orphans, reap_orphans
 from hpcmagic.errors import HpcMagicError, LaunchError
 from hpcmagic.keeper.ranks import Ranks, Starter, expected_nodes, first_cause, job_runs_on, starters
 from hpcmagic.keeper.watch import Allowance, Hold, Idle, Watch
-from hpcmagic.rendezvous import NO_MPI, TERMINATED, WRONG_WORLD, KeeperState, Limits, Request, SessionDirectory
+from hpcmagic.rendezvous import (
+    NO_MPI,
+    TERMINATED,
+    WRONG_WORLD,
+    JobRecord,
+    KeeperState,
+    Limits,
+    Request,
+    SessionDirectory,
+)
 from hpcmagic.wire.addresses import listen_address
 from hpcmagic.wire.beats import Beat
 from hpcmagic.wire.history import read_last_words
@@ -303,6 +313,17 @@ def status_words(status: int) -> str:
     return f"exit status {status}"
 
 
+def others_job(directory: SessionDirectory, request: Request, environment: Mapping[str, str]) -> str:
+    """Give the job that a session is, if it is not this one, or nothing.
+
+    An sbatch that was not answered in time may have queued a job all the same, and its session was begun anew.
+    """
+    record, own = directory.read_record(directory.job, JobRecord), environment.get("SLURM_JOB_ID", "")
+    if record is None or request.launcher != "slurm" or own in {"", record.job_id}:
+        return ""
+    return record.job_id
+
+
 def main(path: str) -> None:
     """Run the keeper of one session."""
     os.umask(0o077)
@@ -315,6 +336,8 @@ def main(path: str) -> None:
     request = directory.read_record(directory.request, Request)
     if request is None:
         sys.exit(f"hpcmagic.keeper: {directory.request} is not there")
+    if other := others_job(directory, request, os.environ):
+        sys.exit(f"hpcmagic.keeper: session {request.session} is job {other}'s: this one has nothing to do")
     keeper = Keeper(directory, request)
     try:
         status = keeper.run()

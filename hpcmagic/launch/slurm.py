@@ -353,7 +353,7 @@ def _meaning(word: str, code: int | None, sign: str) -> str:
 def _user(uid: int) -> str:
     """Name who cancelled a job, as its owner sees it."""
     if uid == os.getuid():
-        return "you, with scancel or in another notebook"
+        return "you, with `%hpc stop` or scancel"
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -343,7 +343,7 @@ def _require_sense(options: argparse.Namespace) -> None:
 
 
 def _listed(names: str) -> list[str]:
-    return [name for name in names.split(",") if name]
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _require_name(option: str, name: str | None) -> None:

@@ -74,7 +74,7 @@ def gather_file(
             for part in [asked] if at_once else [{rank: one} for rank, one in asked.items()]:
                 session.ask(part)
         session.ask({0: Write("finish", file)})
-    except HpcMagicError:
+    except (HpcMagicError, KeyboardInterrupt):
         if not session.ended:
             session.ask({0: Write("give up", file)})
         raise

@@ -338,7 +338,11 @@ class Control:
         """
         self._require(ranks)
         pending = Pending(ranks, cell)
-        self.client.submit(message, pending)
+        try:
+            self.client.submit(message, pending)
+        except BaseException:  # Ctrl-C: who has been asked already would work on what nobody waits for
+            self.withdraw(pending)
+            raise
         return pending
 
     def _require(self, ranks: Iterable[int]) -> None:

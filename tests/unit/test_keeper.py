@@ -10,10 +10,10 @@ import pytest
 
 from hpcmagic.errors import HpcMagicError
 from hpcmagic.keeper import ranks
-from hpcmagic.keeper.__main__ import OWN_LIMITS, listen_address, status_words
+from hpcmagic.keeper.__main__ import OWN_LIMITS, listen_address, others_job, status_words
 from hpcmagic.keeper.ranks import expected_nodes, hosts, mpi_plugins, rank_environment, starters
 from hpcmagic.keeper.watch import Allowance, Hold, Idle, Watch
-from hpcmagic.rendezvous import KEEPER_GONE, NO_MPI, WRONG_WORLD, Request, SessionDirectory
+from hpcmagic.rendezvous import KEEPER_GONE, NO_MPI, WRONG_WORLD, JobRecord, Request, SessionDirectory
 from hpcmagic.testing import FakeClock
 
 
@@ -459,3 +459,22 @@ def test_own_limits_are_no_failure():
     """A session that ends by a limit of its own has not failed: the batch system is told so."""
     causes = [Watched(1).after(1), Idling(1).after(1), Allowance(1.0, 0.0, "1").cause(1.0)]
     assert all(cause.endswith(OWN_LIMITS) for cause in causes)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "launcher", "own", "other"),
+    [
+        ("8", "slurm", "7", "8"),
+        ("7", "slurm", "7", ""),
+        (None, "slurm", "7", ""),
+        ("8", "local", "7", ""),
+        ("8", "slurm", "", ""),
+    ],
+)
+def test_job_of_a_session_begun_anew(tmp_path, recorded, launcher, own, other):
+    """A job that sbatch queued without an answer leaves the session alone that was begun after it."""
+    directory = SessionDirectory.create(tmp_path / "sessions" / "demo")
+    if recorded:
+        directory.write_record(directory.job, JobRecord(launcher, recorded, 0.0))
+    environment = {"SLURM_JOB_ID": own} if own else {}
+    assert others_job(directory, request(launcher=launcher), environment) == other

@@ -150,7 +150,7 @@ def test_seconds(text, expected):
         ("COMPLETED|0:0|61|n[1-4]", "ended", {"exit_status": 0, "elapsed_s": 61, "nodes": "n[1-4]"}),
         ("TIMEOUT|0:0|3600|n1", "ended", {"meaning": "its walltime was reached"}),
         ("CANCELLED by 1001|0:0|0|None assigned", "ended", {"word": "CANCELLED"}),
-        (f"CANCELLED by {os.getuid()}|0:0|0|n1", "ended", {"meaning": "it was cancelled by you, with scancel or in another notebook"}),
+        (f"CANCELLED by {os.getuid()}|0:0|0|n1", "ended", {"meaning": "it was cancelled by you, with `%hpc stop` or scancel"}),
         ("CANCELLED by 4000001|0:0|0|n1", "ended", {"meaning": "it was cancelled by user 4000001, an administrator"}),
         ("CANCELLED|0:0|0|n1", "ended", {"meaning": "it was cancelled"}),
         ("FAILED|3:0|1|n1", "ended", {"exit_status": 3, "meaning": "it ended with exit status 3"}),
