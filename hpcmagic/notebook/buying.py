@@ -54,9 +54,9 @@ def _starts(expected: str) -> str:
         return ""
     begins = time.mktime(time.strptime(expected, "%Y-%m-%d %H:%M:%S"))
     if begins - time.time() < AT_ONCE_S:
-        return " SLURM would start it at once."
+        return "\nSLURM would start it at once."
     when = expected[11:16] if expected[:10] == time.strftime("%Y-%m-%d") else expected[:16]
-    return f" SLURM would start it at {when}, by what is in the queue now."
+    return f"\nSLURM would start it at {when}, by what is in the queue now."
 
 
 def quoted_line(resources: Resources) -> str:

@@ -292,7 +292,7 @@ def _announcement(name: str, resources: Resources, job: JobRecord) -> str:
     if resources.launcher == "local":
         why = "no SLURM here" if resources.origins.get("launcher") == "what is there" else "as asked"
         ranks = count(resources.ntasks, "rank")
-        return f"Session {name}: {ranks} on this machine ({why}); {lonely or 'runs until %hpc stop'}."
+        return f"Session {name}: {ranks} on this machine ({why}).\nIt {lonely or 'runs until %hpc stop'}."
     time_origin = resources.origins.get("time", "")
     limit_s = walltime_s(resources.time)
     walltime = f"walltime {clock(limit_s) if limit_s else resources.time or 'unknown'} ({time_origin})"
@@ -300,7 +300,7 @@ def _announcement(name: str, resources: Resources, job: JobRecord) -> str:
                if getattr(resources, name)]  # fmt: skip
     nodes = f"{count(resources.nodes, 'node')} × {count(resources.ntasks_per_node, 'rank')}"
     said = f"Session {name}: job {job.job_id}, {nodes}, {', '.join([walltime, *details])}"
-    return f"{said}; {lonely}." if lonely else f"{said}."
+    return f"{said}.\nIt {lonely}." if lonely else f"{said}."
 
 
 def _ends_after(resources: Resources) -> str:

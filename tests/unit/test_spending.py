@@ -61,7 +61,7 @@ def test_expected_start(desk, says, capsys, monkeypatch, in_s):
     monkeypatch.setattr(type(desk.launcher), "expected_start", lambda *_: told)
     says["scontrol -o show assoc_mgr flags=assoc"] = "Account=lab UserName= GrpTRESMins=billing=5000(4000)"
     desk.cell(nodes=2, time="30")
-    line = capsys.readouterr().out.splitlines()[0]
+    line = capsys.readouterr().out.splitlines()[in_s is not None]
     said = {0: "would start it at once.", 7200: "by what is in the queue now.", None: "left."}
     assert line.endswith(said[in_s])
     if in_s == 7200:
