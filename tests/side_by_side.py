@@ -18,8 +18,8 @@ from pathlib import Path
 A_FEW = 4
 LIMIT_S = 40 * 60
 LINT = ("make", "--no-print-directory", "lint")
-SIMULATIONS = ("steer", "steer_line", "simulations", "workflows")
-SOME = tuple(f"tests/local/test_{name}.py" for name in SIMULATIONS)
+SHORTER = ("quickstart", "security", "simulations", "spending_here", "steer", "steer_line", "workflows")
+SOME = tuple(f"tests/local/test_{name}.py" for name in SHORTER)  # so that all streams take about as long
 STREAMS = {
     "slurm": (("tests/slurm",),),
     "local": (("tests/local", *(f"--ignore={file}" for file in SOME)),),
