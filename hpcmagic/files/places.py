@@ -35,7 +35,7 @@ class _Placed(_Format):
         finally:
             os.close(fd)
 
-    def write(self, value: Any, begin: int, rank: int, axis: int, step: str) -> None:  # noqa: ARG002  # all in one step
+    def write(self, value: Any, begin: int, rank: int, axis: int, _step: str) -> None:
         told = json.loads(self.layout.read_text())
         whole, offset = Whole(**told["whole"]), told["offset"]
         shape, dtype = whole.shape, dtype_from(whole.dtype)
